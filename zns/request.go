@@ -30,8 +30,9 @@ func (o Op) String() string { return opNames[o] }
 const Hole int64 = -1
 
 // Extent is a piece of a request's range: Len bytes at byte Off of the image
-// file, or a Hole.
-type Extent struct {
+// file, or a Hole. It is an alias, so that a Media needs no import of this
+// package.
+type Extent = struct {
 	Off int64
 	Len int64
 }
