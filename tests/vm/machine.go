@@ -1,0 +1,304 @@
+package vm
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/qzbd/qzbd/tests/vm/guest"
+)
+
+// Time limits of a machine, generous because other work on the host makes an
+// emulated boot several times slower than its usual four to six seconds.
+const (
+	bootSilent = 45 * time.Second // without a single byte on the console
+	bootAlive  = 4 * time.Minute  // until init reports
+	afterLimit = 60 * time.Second // from the command's own limit until we kill
+	afterExit  = 60 * time.Second // from the exit status to the power off
+)
+
+// machine is one qemu process and the directory it works in.
+type machine struct {
+	o      Options
+	kernel Kernel
+	initrd string
+	dir    string
+	ports  []net.Listener // stdout, stderr, events
+
+	started bool   // the command ran
+	exited  bool   // and ended with
+	status  int    // this status
+	failure string // the guest's reason for not running it
+}
+
+func newMachine(o Options, k Kernel, initrd string) (*machine, error) {
+	dir, err := os.MkdirTemp("", "qzbd-vm-")
+	if err != nil {
+		return nil, err
+	}
+	m := &machine{o: o, kernel: k, initrd: initrd, dir: dir}
+	for _, name := range []string{"share", "out"} {
+		if err := os.Mkdir(m.path(name), 0o755); err != nil {
+			m.close(true)
+			return nil, err
+		}
+	}
+	for _, name := range []string{"stdout", "stderr", "events"} {
+		l, err := net.Listen("unix", m.path(name+".sock"))
+		if err != nil {
+			m.close(true)
+			return nil, err
+		}
+		m.ports = append(m.ports, l)
+	}
+	if o.Scratch != "" {
+		if err := m.makeScratch(); err != nil {
+			m.close(true)
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+func (m *machine) path(name string) string { return filepath.Join(m.dir, name) }
+
+func (m *machine) makeScratch() error {
+	size := strings.TrimSpace(m.o.Scratch)
+	out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=1,nodiscard", m.path("scratch"), size).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("scratch disk of %s: %w: %s", size, err, out)
+	}
+	return nil
+}
+
+// close removes the machine's directory, but keeps the logs of a failed run.
+func (m *machine) close(ok bool) {
+	for _, l := range m.ports {
+		l.Close()
+	}
+	if ok {
+		os.RemoveAll(m.dir)
+		return
+	}
+	os.Remove(m.path("scratch"))
+	fmt.Fprintf(m.o.Log, "vm: logs kept in %s\n", m.dir)
+}
+
+// explain shows the end of the console.
+func (m *machine) explain() {
+	b, err := os.ReadFile(m.path("console.log"))
+	if err != nil {
+		return
+	}
+	lines := strings.Split(strings.TrimSpace(strings.ReplaceAll(string(b), "\r", "")), "\n")
+	if n := len(lines) - 60; n > 0 {
+		lines = lines[n:]
+	}
+	fmt.Fprintf(m.o.Log, "vm: end of the console:\n  %s\n", strings.Join(lines, "\n  "))
+}
+
+// dmesg is the kernel's log: from the guest if it could still hand it over,
+// else what reached the console.
+func (m *machine) dmesg() string {
+	b, err := os.ReadFile(filepath.Join(m.path("share"), guest.DmesgFile))
+	if err != nil {
+		b, _ = os.ReadFile(m.path("console.log"))
+	}
+	return strings.ReplaceAll(string(b), "\r", "")
+}
+
+// qemuArgs is the machine as qemu's command line.
+func (m *machine) qemuArgs() []string {
+	accel := "tcg,thread=multi"
+	if a := os.Getenv("QZBD_VM_ACCEL"); a != "" {
+		accel = a
+	}
+	out := m.o.Out
+	if out == "" {
+		out = m.path("out")
+	}
+	args := []string{
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-accel", accel, "-cpu", "max", "-smp", strconv.Itoa(m.o.CPUs), "-m", m.o.Memory,
+		"-serial", "file:" + comma(m.path("console.log")),
+		"-kernel", m.kernel.image(), "-initrd", m.initrd,
+		// tsc=reliable: on a busy host the guest would give up its clock and
+		// become slow. watchdog_thresh: such a host is no soft lockup.
+		"-append", "console=ttyS0 loglevel=7 panic=-1 mitigations=off tsc=reliable " +
+			"log_buf_len=4M watchdog_thresh=60 rdinit=/init",
+		"-device", "virtio-serial-pci,max_ports=8",
+	}
+	for i, l := range m.ports {
+		args = append(args,
+			"-chardev", fmt.Sprintf("socket,id=port%d,path=%s", i+1, comma(l.Addr().String())),
+			"-device", fmt.Sprintf("virtserialport,chardev=port%d,nr=%d,name=qzbd.%d", i+1, i+1, i+1))
+	}
+	for _, share := range []struct{ tag, path, more string }{
+		{guest.TagRoot, "/", ",readonly=on"},
+		{guest.TagShare, m.path("share"), ""},
+		{guest.TagOut, out, ""},
+	} {
+		args = append(args, "-virtfs", fmt.Sprintf("local,path=%s,mount_tag=%s,security_model=none,multidevs=remap%s",
+			comma(share.path), share.tag, share.more))
+	}
+	disks := m.o.Disks
+	if m.o.Scratch != "" {
+		disks = append(disks[:len(disks):len(disks)], m.path("scratch"))
+	}
+	for _, d := range disks {
+		args = append(args, "-drive", "if=virtio,format=raw,cache=unsafe,discard=unmap,file="+comma(d))
+	}
+	return args
+}
+
+// comma quotes a value for qemu's comma-separated options.
+func comma(s string) string { return strings.ReplaceAll(s, ",", ",,") }
+
+// run starts qemu, serves its ports and returns when it has ended.
+func (m *machine) run(ctx context.Context, job *guest.Job) error {
+	b, err := json.Marshal(job)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(m.path("share"), guest.JobFile), b, 0o644); err != nil {
+		return err
+	}
+	ctx, kill := context.WithCancelCause(ctx)
+	defer kill(nil)
+
+	events := make(chan string, 8)
+	var ports sync.WaitGroup
+	for i, sink := range []io.Writer{m.o.Stdout, m.o.Stderr} {
+		ports.Go(func() { accept(m.ports[i], func(c net.Conn) { io.Copy(sink, c) }) })
+	}
+	ports.Go(func() {
+		defer close(events)
+		accept(m.ports[2], func(c net.Conn) {
+			for s := bufio.NewScanner(c); s.Scan(); {
+				events <- s.Text()
+			}
+		})
+	})
+
+	ended := make(chan error, 1)
+	go func() { ended <- m.qemu(ctx) }()
+	supervised := make(chan struct{})
+	go func() {
+		defer close(supervised)
+		m.supervise(ctx, kill, events)
+	}()
+
+	err = <-ended
+	for _, l := range m.ports {
+		l.Close() // a port that qemu never opened
+	}
+	ports.Wait()
+	<-supervised
+	if m.exited || m.failure != "" {
+		return nil // the guest has answered: how qemu ended says nothing more
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+// accept serves the one connection that qemu makes to a port.
+func accept(l net.Listener, serve func(net.Conn)) {
+	c, err := l.Accept()
+	if err != nil {
+		return // closed: qemu ended first
+	}
+	defer c.Close()
+	serve(c)
+}
+
+// supervise follows the guest's events and kills a machine that is late.
+func (m *machine) supervise(ctx context.Context, kill context.CancelCauseFunc, events <-chan string) {
+	late := time.NewTimer(bootSilent)
+	defer late.Stop()
+	alive := false
+	began := time.Now()
+	for {
+		select {
+		case line, ok := <-events:
+			if !ok {
+				return
+			}
+			word, rest, _ := strings.Cut(line, " ")
+			switch word {
+			case guest.EventAlive:
+				alive = true
+				late.Reset(bootAlive)
+			case guest.EventStart:
+				m.started = true
+				late.Reset(m.o.Timeout + afterLimit)
+			case guest.EventExit:
+				status, err := strconv.Atoi(rest)
+				m.exited, m.status = err == nil, status
+				late.Reset(afterExit)
+			case guest.EventFail:
+				m.failure = rest
+				late.Reset(afterExit)
+			}
+		case <-late.C:
+			switch {
+			case m.exited || m.failure != "":
+				kill(nil) // we know enough: it just does not power off
+			case m.started:
+				kill(fmt.Errorf("%w (%v), and the guest did not answer", ErrTimeout, m.o.Timeout))
+			case alive:
+				kill(errors.New("the guest hung while it prepared the command"))
+			case !m.consoleSpoke() || time.Since(began) >= bootAlive:
+				kill(errBootHung)
+			default:
+				late.Reset(bootAlive - time.Since(began))
+			}
+		case <-ctx.Done():
+			for range events { // let the port's reader finish
+			}
+			return
+		}
+	}
+}
+
+func (m *machine) consoleSpoke() bool {
+	// The firmware and the boot loader write a few dozen bytes of their own.
+	fi, err := os.Stat(m.path("console.log"))
+	return err == nil && fi.Size() > 256
+}
+
+// qemu runs the emulator to its end, or kills it with ctx.
+func (m *machine) qemu(ctx context.Context) error {
+	// Pdeathsig is sent when the parent's *thread* ends: keep the thread, so
+	// that qemu dies with this process, even by SIGKILL, and not before.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	stderr, err := os.Create(m.path("qemu.log"))
+	if err != nil {
+		return err
+	}
+	defer stderr.Close()
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", m.qemuArgs()...)
+	cmd.Stdout, cmd.Stderr = stderr, stderr
+	// Its own group: a Ctrl-C at the terminal reaches us, and we decide.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	if err := cmd.Run(); err != nil {
+		text, _ := os.ReadFile(m.path("qemu.log"))
+		return fmt.Errorf("qemu: %w: %s", err, strings.TrimSpace(string(text)))
+	}
+	return nil
+}
