@@ -1,0 +1,18 @@
+// Package systemd is qzbd's side of the service manager: the unit files of
+// this directory and the notifications that Type=notify expects.
+package systemd
+
+import "github.com/coreos/go-systemd/v22/daemon"
+
+// Ready tells the service manager that the device node is usable, with a
+// status line for systemctl status. Without a manager it does nothing.
+func Ready(status string) error {
+	_, err := daemon.SdNotify(false, daemon.SdNotifyReady+"\nSTATUS="+status)
+	return err
+}
+
+// Stopping tells the service manager that an orderly stop has begun.
+func Stopping() error {
+	_, err := daemon.SdNotify(false, daemon.SdNotifyStopping)
+	return err
+}
