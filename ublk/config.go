@@ -1,0 +1,68 @@
+package ublk
+
+import (
+	"go.uber.org/zap"
+
+	"github.com/qzbd/qzbd/zns"
+)
+
+// Target is what a device serves; *zns.Device is one. A request goes through
+// it as package zns describes. Begin, End and Zone are called from queue
+// threads, Work from worker goroutines.
+type Target interface {
+	Geometry() zns.Geometry
+	// Zone returns the committed state of zone i.
+	Zone(i uint32) zns.Zone
+	// Begin never blocks.
+	Begin(*zns.Request) zns.Step
+	// Work may block.
+	Work(*zns.Request) zns.Step
+	// End is called after the I/O of all extents, with its first error, and
+	// never blocks.
+	End(*zns.Request, error) zns.Step
+}
+
+// Defaults and our own limits of a Config.
+const (
+	DefaultDepth = 128
+	// DefaultMaxIO lets the kernel's zone write plugs merge sequential
+	// writes, and holds the report of MaxZones zones.
+	DefaultMaxIO = 1 << 20
+)
+
+// Config is what the caller of Start chooses. The zero value of every field
+// but ID and DataFD is a default.
+type Config struct {
+	// ID is the N of /dev/ublkbN; -1 lets the kernel choose.
+	ID int
+	// Queues is the number of hardware queues, 1 by default. The kernel
+	// makes no more than there are CPUs.
+	Queues int
+	// Depth is the number of requests in flight per queue, 1 to 4096.
+	Depth int
+	// MaxIO is the largest request in bytes, a multiple of 4096 up to 32 MiB.
+	MaxIO int
+	// DataFD is the open file that the extents of requests refer to. It
+	// stays the caller's and must stay open until Done.
+	DataFD int
+	// ReadOnly makes the kernel refuse writes.
+	ReadOnly bool
+	Logger   *zap.Logger
+}
+
+// withDefaults fills what was left out.
+func (c Config) withDefaults() Config {
+	if c.Queues == 0 {
+		c.Queues = 1
+	}
+	if c.Depth == 0 {
+		c.Depth = DefaultDepth
+	}
+	if c.MaxIO == 0 {
+		c.MaxIO = DefaultMaxIO
+	}
+	if c.Logger == nil {
+		c.Logger = zap.NewNop()
+	}
+	return c
+}

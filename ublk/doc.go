@@ -1,0 +1,29 @@
+// Package ublk turns a zoned Target into the block device /dev/ublkbN, by the
+// kernel's ublk driver. It knows devices, queues, tags, requests, sectors and
+// errnos; zones and their rules belong to package zns.
+//
+// The life of a request:
+//
+//	device.go   Start adds the device, starts its queues, shows the node
+//	queue.go    a thread and a ring per queue: CQE of a tag → request
+//	ops.go      the descriptor becomes a zns.Request, by one table
+//	step.go     Begin, I/O, Work, Wait, End until there is an answer
+//	data.go     the data moves: user copy on one side, the ring on the other
+//	worker.go   what may block, does so on goroutines of its own
+//	answer.go   result or errno, COMMIT_AND_FETCH, the tag is free again
+//	report.go   zone reports are answered here, from Target.Zone
+//
+// and around it:
+//
+//	config.go   what a caller chooses
+//	params.go   everything that the kernel would refuse, refused first
+//	control.go  /dev/ublk-control: add, start, stop, delete, list
+//	open.go     why there is no ublk here, in one sentence
+//	features.go what this kernel's ublk can do
+//	errno.go    the outcome of a request as an errno
+//	abi*.go     the kernel's constants and structures
+//
+// Only user copy is used. Zero copy, user recovery and more than one data
+// file have a place each (the data step, the end of Start, the registered
+// files) and are not built.
+package ublk
