@@ -17,5 +17,6 @@ var (
 	ErrActiveLimit  = errors.New("too many active zones")
 	ErrAborted      = errors.New("an earlier write in flight in the same zone failed")
 	ErrDeviceRO     = errors.New("device is read-only")
+	ErrCond         = errors.New("zone condition does not allow the operation")
 	ErrUnsupported  = errors.New("operation is not supported")
 )

@@ -1,0 +1,144 @@
+package zns
+
+import (
+	"sync"
+	"sync/atomic"
+	"unsafe"
+)
+
+// zone is the state of one zone. There is one for every zone of the device for
+// as long as it lives, so its size counts: 48 bytes.
+type zone struct {
+	mu sync.Mutex // order 1, before limits.mu; guards what says so
+
+	// word is the condition and the committed write pointer, so that a report
+	// is one load. The pointer is changed with mu held, the condition with
+	// limits.mu held (limits.go says why).
+	word atomic.Uint64
+
+	// tail is the last reservation in flight; its flight.next is the first
+	// one, and so on round. nil when there is none. Guarded by mu.
+	tail *Request
+	// gate is closed while newcomers have to wait. Guarded by mu.
+	gate *gate
+	// used is the stamp of the last reservation, see limits.touch.
+	used atomic.Uint64
+	// inflight counts reads and writes that have begun and not ended.
+	// Guarded by mu; not kept for conventional zones.
+	inflight uint32
+	// slot is the place in limits.implicit. Guarded by limits.mu.
+	slot uint32
+}
+
+var _ = [1]int{}[unsafe.Sizeof(zone{})-48]
+
+// word packs a condition (low byte) and a write pointer, in bytes from the
+// start of the zone.
+type word uint64
+
+func pack(c Cond, wp uint64) word { return word(wp<<8 | uint64(c)) }
+
+func (w word) cond() Cond { return Cond(w & 0xff) }
+func (w word) wp() uint64 { return uint64(w >> 8) }
+
+func (z *zone) load() word { return word(z.word.Load()) }
+
+// setWP moves the committed pointer and leaves the condition to whoever holds
+// limits.mu. z.mu is held.
+func (z *zone) setWP(wp uint64) {
+	for {
+		old := z.word.Load()
+		if z.word.CompareAndSwap(old, uint64(pack(word(old).cond(), wp))) {
+			return
+		}
+	}
+}
+
+// setCond changes the condition and leaves the pointer to whoever holds z.mu.
+// limits.mu is held.
+func (z *zone) setCond(c Cond) {
+	for {
+		old := z.word.Load()
+		if z.word.CompareAndSwap(old, uint64(pack(c, word(old).wp()))) {
+			return
+		}
+	}
+}
+
+// set changes both at once. z.mu and limits.mu are held.
+func (z *zone) set(c Cond, wp uint64) { z.word.Store(uint64(pack(c, wp))) }
+
+// push appends r to the reservations in flight. z.mu is held.
+func (z *zone) push(r *Request) {
+	if z.tail == nil {
+		r.flight.next = r
+	} else {
+		r.flight.next = z.tail.flight.next
+		z.tail.flight.next = r
+	}
+	z.tail = r
+}
+
+// pop removes and returns the first reservation in flight. z.mu is held.
+func (z *zone) pop() *Request {
+	r := z.tail.flight.next
+	if r == z.tail {
+		z.tail = nil
+	} else {
+		z.tail.flight.next = r.flight.next
+	}
+	r.flight.next = nil
+	return r
+}
+
+// A gate keeps newcomers out of a zone. There are two kinds. A closed one
+// belongs to a reset, finish or change of condition that waits until nothing is
+// in flight, does its work without any lock and opens it. The other kind
+// belongs to nobody: it keeps new writes out until the reservations above a
+// failed one have ended their I/O, and opens with the last of them.
+type gate struct {
+	owned bool
+	// open is closed when the zone takes requests again.
+	open chan struct{}
+	// drained is closed when nothing is in flight any more; nil if nothing
+	// was when the gate was shut, or after that.
+	drained chan struct{}
+}
+
+// shut closes z to newcomers on behalf of the caller, which must call unshut.
+// open is the channel that unshut's caller closes. It blocks while somebody
+// else's gate is shut and returns a channel that is closed when nothing is in
+// flight any more, nil if nothing is.
+func (z *zone) shut(open chan struct{}) (drained chan struct{}) {
+	for {
+		z.mu.Lock()
+		g := z.gate
+		if g == nil {
+			break
+		}
+		z.mu.Unlock()
+		<-g.open
+	}
+	defer z.mu.Unlock()
+	z.gate = &gate{owned: true, open: open}
+	if z.inflight != 0 {
+		z.gate.drained = make(chan struct{})
+	}
+	return z.gate.drained
+}
+
+// unshut removes the caller's gate. The caller closes its channel afterwards.
+func (z *zone) unshut() {
+	z.mu.Lock()
+	z.gate = nil
+	z.mu.Unlock()
+}
+
+// leave takes n requests out of the count of those in flight. z.mu is held.
+func (z *zone) leave(n uint32) {
+	z.inflight -= n
+	if g := z.gate; g != nil && z.inflight == 0 && g.drained != nil {
+		close(g.drained)
+		g.drained = nil
+	}
+}
