@@ -19,6 +19,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -210,20 +211,27 @@ func newJob(o Options, k Kernel, argv []string) (*guest.Job, error) {
 			return nil, err
 		}
 		job.Argv[0] = abs
-		job.Expose = expose(job.Expose, filepath.Dir(abs))
 	}
-	job.Expose = expose(job.Expose, moduleRoot(o.Dir))
+	job.Expose = expose(append([]string{moduleRoot(o.Dir)}, job.Argv...))
 	return job, nil
 }
 
 // covered are the directories which the guest covers with a tmpfs.
 var covered = []string{"/tmp", "/run", "/mnt", "/var/tmp", "/dev/shm"}
 
-// expose adds dir to the list if the guest could not see it otherwise.
-func expose(list []string, dir string) []string {
-	for _, c := range covered {
-		if strings.HasPrefix(dir, c+"/") {
-			return append(list, dir)
+// expose picks the existing files and directories which the guest would not
+// see otherwise: a checkout or a script below /tmp, and the test binaries of
+// go test -exec, which are always there.
+func expose(candidates []string) []string {
+	var list []string
+	for _, p := range candidates {
+		for _, c := range covered {
+			if !strings.HasPrefix(p, c+"/") || slices.Contains(list, p) {
+				continue
+			}
+			if _, err := os.Stat(p); err == nil {
+				list = append(list, p)
+			}
 		}
 	}
 	return list
@@ -252,7 +260,7 @@ func environment(host []string, o Options) []string {
 		k, v, _ := strings.Cut(e, "=")
 		switch {
 		case k == "PATH":
-			path = v + ":" + systemPath
+			path = joinPath(v, systemPath)
 		case k == "HOME", k == "CI", strings.HasPrefix(k, "GO"), strings.HasPrefix(k, "QZBD_"):
 			env = append(env, e)
 		}
@@ -262,4 +270,15 @@ func environment(host []string, o Options) []string {
 		env = append(env, "QZBD_VM_SCRATCH="+guest.ScratchDir)
 	}
 	return append(env, o.Env...)
+}
+
+// joinPath appends the directories of b that a lacks.
+func joinPath(a, b string) string {
+	dirs := filepath.SplitList(a)
+	for _, d := range filepath.SplitList(b) {
+		if !slices.Contains(dirs, d) {
+			dirs = append(dirs, d)
+		}
+	}
+	return strings.Join(dirs, ":")
 }

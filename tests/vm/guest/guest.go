@@ -68,7 +68,7 @@ type Job struct {
 	Release string // of the kernel, as uname -r says it
 	Modules string // host's directory with the modules of Release
 
-	Expose  []string // host's directories to show although a tmpfs covers them
+	Expose  []string // host's files and directories to show although a tmpfs covers them
 	Disks   int      // virtio disks, scratch included
 	Scratch bool     // the last disk holds ext4, to be mounted at ScratchDir
 }

@@ -139,8 +139,12 @@ func buildRoot(job *Job) error {
 		}
 	}
 	// A tmpfs hides what the host has below it: show again what the job names.
-	for _, dir := range job.Expose {
-		if err := mount(hostDir+dir, newRoot+dir, "", syscall.MS_BIND, ""); err != nil {
+	for _, p := range job.Expose {
+		if fi, err := os.Stat(hostDir + p); err == nil && !fi.IsDir() {
+			os.MkdirAll(filepath.Dir(newRoot+p), 0o755)
+			os.WriteFile(newRoot+p, nil, 0o755) // a file to mount a file on
+		}
+		if err := mount(hostDir+p, newRoot+p, "", syscall.MS_BIND, ""); err != nil {
 			return err
 		}
 	}
@@ -180,6 +184,13 @@ func settle(job *Job) error {
 	nofile := syscall.Rlimit{Cur: 1024, Max: 524288}
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &nofile); err != nil {
 		return fmt.Errorf("limit of open files: %w", err)
+	}
+	// null_blk and others are set up through it.
+	if err := tool("modprobe", "configfs"); err != nil {
+		return err
+	}
+	if err := mount("configfs", "/sys/kernel/config", "configfs", 0, ""); err != nil {
+		return err
 	}
 	if job.Disks == 0 {
 		return nil

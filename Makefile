@@ -1,0 +1,43 @@
+# Everything the project can do with itself, by one word each.
+# giouring links only without the linker's check of pulled-in symbols; this
+# must reach every go command, those of the test driver included.
+version := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+export GOFLAGS := $(filter-out -ldflags=%,$(GOFLAGS)) -ldflags=-checklinkname=0
+PREFIX ?= /usr
+UNITDIR ?= /usr/lib/systemd/system
+MODULESDIR ?= /usr/lib/modules-load.d
+FUZZTIME ?= 20s
+
+.PHONY: build vm install demo test unit race fuzz vm-test test-native lint clean
+
+build: # a second -ldflags replaces the first, so it repeats it
+	go build -ldflags='-checklinkname=0 -X main.version=$(version)' -o bin/qzbd ./cmd/qzbd
+
+vm:
+	go build -o bin/vm ./tests/vm/cmd/vm
+
+install: build
+	install -D -m 755 bin/qzbd $(DESTDIR)$(PREFIX)/bin/qzbd
+	install -D -m 644 systemd/qzbd@.service $(DESTDIR)$(UNITDIR)/qzbd@.service
+	install -D -m 644 systemd/qzbd.conf $(DESTDIR)$(MODULESDIR)/qzbd.conf
+
+demo: build vm
+	go run ./tests/demo
+
+test: # all stages; "go run ./tests/all -help" lists them
+	go run ./tests/all
+
+unit race lint:
+	go run ./tests/all -only $@
+
+vm-test:
+	go run ./tests/all -only deps,build,kernel-6.12,kernel-7,machine
+
+test-native: build # on this machine's own kernel, as root
+	go test -count=1 -tags kernel -v ./tests/kernel
+
+fuzz:
+	go run ./tests/all -only fuzz -fuzztime $(FUZZTIME)
+
+clean:
+	rm -rf bin
