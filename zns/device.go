@@ -49,6 +49,7 @@ func New(g Geometry, m Media, opts ...Option) (*Device, error) {
 		zones:    make([]zone, g.NrZones),
 	}
 	d.limits.zones = d.zones
+	d.limits.clock.Store(1) // no zone has been used
 	// Limits that the sequential zones cannot exceed are none.
 	if n := g.NrZones - g.Conventional; g.MaxOpen < n {
 		d.limits.maxOpen = g.MaxOpen

@@ -2,30 +2,25 @@
 // which zone may be written where, how many may be open and active, and what a
 // reader sees. It plans and never moves data.
 //
-//	                write, append, write-zeroes, open
-//	       ┌───────────────────────────────────────────────┐
-//	       │              ┌────────────────────────────┐   │
-//	       │     open     ▼     open                   │   │
-//	┌──────┴─┐  ┌───────────────┐◄──────┐              │   │
-//	│ EMPTY  │  │ EXPLICIT OPEN │       │              │   │
-//	└────────┘  └──────┬────────┘  ┌────┴──────────┐◄──┼───┘
-//	    ▲              │ close     │ IMPLICIT OPEN │   │ open
-//	    │              ▼           └────┬──────────┘   │
-//	    │       ┌───────────────┐◄──────┘ close, evicted
-//	    │       │    CLOSED     ├──────────────────────┘
-//	    │       └──────┬────────┘       write: implicit open again
-//	    │              │
-//	    │              │ from each of the above: the write pointer
-//	    │              ▼ reaches the capacity, or finish
-//	    │       ┌───────────────┐
-//	    └───────┤     FULL      │    reset leads to EMPTY from everywhere
-//	      reset └───────────────┘
+//	                           EMPTY
+//	                open  │             │  write, append, write-zeroes
+//	                      ▼             ▼
+//	            EXPLICIT OPEN ◄──open── IMPLICIT OPEN
+//	                  │   ▲             ▲   │
+//	            close │   │ open  write │   │ close, or evicted to make room
+//	                  ▼   │             │   ▼
+//	                  └────── CLOSED ───────┘
 //
-//	open   = explicit + implicit open           <= max_open_zones
-//	active = open + CLOSED                      <= max_active_zones
+//	EMPTY, EXPLICIT OPEN, IMPLICIT OPEN, CLOSED ──finish──► FULL
+//	EXPLICIT OPEN, IMPLICIT OPEN, CLOSED ──write pointer at the capacity──► FULL
+//	each of them and FULL ──reset──► EMPTY
+//	EXPLICIT OPEN with nothing written ──close──► EMPTY
 //
-//	READ ONLY and OFFLINE are reached by administration only, and only
-//	READ ONLY leaves again, to OFFLINE. Conventional zones are NOT WP for ever.
+//	open   = EXPLICIT OPEN + IMPLICIT OPEN    <= max_open_zones
+//	active = open + CLOSED                    <= max_active_zones
+//
+// READ ONLY and OFFLINE are reached by administration only. Conventional zones
+// are NOT WP for ever.
 //
 // The transitions are one pure function, [next]; the counters change in one
 // place, limits.move.
