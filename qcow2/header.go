@@ -1,5 +1,12 @@
 package qcow2
 
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
 // Header is the decoded header of an image: what the fixed part says, the
 // zoned extension and what else has to be kept when the header is written.
 // Offsets and sizes are bytes.
@@ -32,6 +39,15 @@ func (h *Header) ClusterSize() int64 { return 1 << h.ClusterBits }
 // Dirty reports whether the refcounts mean nothing.
 func (h *Header) Dirty() bool { return h.Incompatible&incompatDirty != 0 }
 
+// l2Entries is the number of entries in an L2 table.
+func (h *Header) l2Entries() int64 { return h.ClusterSize() / 8 }
+
+// refBlockEntries is the number of refcounts in a refcount block.
+func (h *Header) refBlockEntries() int64 { return h.ClusterSize() * 8 >> h.RefcountOrder }
+
+// roundUp returns n rounded up to whole clusters.
+func (h *Header) roundUp(n int64) int64 { return (n + h.ClusterSize() - 1) &^ (h.ClusterSize() - 1) }
+
 // Zoned is the zoned extension with the form its zonedmeta is kept in.
 type Zoned struct {
 	Layout       Layout
@@ -41,9 +57,25 @@ type Zoned struct {
 	NrZones      uint32
 	MaxActive    uint32 // 0: no limit
 	MaxOpen      uint32 // 0: no limit
-	MaxAppend    uint32 // bytes
+	MaxAppend    uint32 // bytes; 0: no limit of its own
 	MetaSize     uint64 // bytes
 	MetaOffset   int64
+}
+
+// ZoneStart is the device offset of zone i.
+func (h *Header) ZoneStart(i uint32) uint64 { return uint64(i) * h.Zoned.ZoneSize }
+
+// ZoneLength is the length of zone i; only the last one may be short.
+func (h *Header) ZoneLength(i uint32) uint64 {
+	return min(h.Zoned.ZoneSize, h.Size-h.ZoneStart(i))
+}
+
+// ZoneCapacity is what can be written to zone i: all of a conventional zone.
+func (h *Header) ZoneCapacity(i uint32) uint64 {
+	if i < h.Zoned.Conventional {
+		return h.ZoneLength(i)
+	}
+	return min(h.Zoned.ZoneCapacity, h.ZoneLength(i))
 }
 
 // Layout names a form of the zoned extension and of the zonedmeta entries.
@@ -53,3 +85,153 @@ type Layout uint8
 // LayoutV9 is the 56-byte payload with little-endian entries whose
 // conventional flag is bit 59; it is what create writes.
 const LayoutV9 Layout = 1
+
+func (l Layout) String() string {
+	if l == LayoutV9 {
+		return "v9"
+	}
+	return fmt.Sprintf("layout(%d)", uint8(l))
+}
+
+// MarshalText makes a layout its name in JSON.
+func (l Layout) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+
+// ErrNotZoned is wrapped by ReadHeader's error for a sound qcow2 image without
+// the zoned extension.
+var ErrNotZoned = errors.New("not a zoned image")
+
+// ReadHeader decodes and validates the header of an image, its extensions and
+// the places of all tables that the header names. An error says which field
+// has which value and what it should be; an image that needs something that is
+// not built is refused by the name of that. Nothing is written.
+//
+// Limits that are no limits, because no more zones than that are sequential,
+// are reported as 0.
+func ReadHeader(f File) (*Header, error) {
+	size, err := f.Size()
+	if err != nil {
+		return nil, err
+	}
+	var fixed [offCompressionType + 8]byte
+	if err := readPadded(f, fixed[:], 0); err != nil {
+		return nil, fmt.Errorf("read header: %w", err)
+	}
+	be := binary.BigEndian
+	if m := be.Uint32(fixed[offMagic:]); m != magic {
+		return nil, fmt.Errorf("not a qcow2 image: it begins with %#08x, not %#08x", m, uint32(magic))
+	}
+	h := &Header{
+		Version:          be.Uint32(fixed[offVersion:]),
+		ClusterBits:      be.Uint32(fixed[offClusterBits:]),
+		Size:             be.Uint64(fixed[offSize:]),
+		L1Size:           be.Uint32(fixed[offL1Size:]),
+		L1Offset:         int64(be.Uint64(fixed[offL1Offset:])),
+		RefTableOffset:   int64(be.Uint64(fixed[offRefTableOffset:])),
+		RefTableClusters: be.Uint32(fixed[offRefTableClusters:]),
+		Incompatible:     be.Uint64(fixed[offIncompatible:]),
+		Compatible:       be.Uint64(fixed[offCompatible:]),
+		Autoclear:        be.Uint64(fixed[offAutoclear:]),
+		RefcountOrder:    be.Uint32(fixed[offRefcountOrder:]),
+		HeaderLength:     be.Uint32(fixed[offHeaderLength:]),
+	}
+	if err := h.checkFrame(); err != nil {
+		return nil, err
+	}
+
+	ext, err := readExtensions(f, h, size)
+	if err != nil {
+		return nil, err
+	}
+	h.UnknownExtensions = ext.unknown
+	if err := h.checkFeatures(fixed[:], ext); err != nil {
+		return nil, err
+	}
+	if err := h.checkTables(size); err != nil {
+		return nil, err
+	}
+	if err := h.decodeZoned(ext.zoned); err != nil {
+		return nil, fmt.Errorf("zoned extension: %w", err)
+	}
+	if err := h.checkZoned(); err != nil {
+		return nil, fmt.Errorf("zoned extension: %w", err)
+	}
+	if err := h.checkPlaces(size); err != nil {
+		return nil, err
+	}
+	h.Zoned.normalizeLimits()
+	return h, nil
+}
+
+// encode returns the header as it begins the file, a multiple of sectors that
+// fits into the first cluster. The zoned extension comes first, so that it is
+// in the first sector together with the feature bits and both change at once.
+func (h *Header) encode() ([]byte, error) {
+	be := binary.BigEndian
+	b := make([]byte, offCompressionType+8, h.ClusterSize())
+	be.PutUint32(b[offMagic:], magic)
+	be.PutUint32(b[offVersion:], 3)
+	be.PutUint32(b[offClusterBits:], h.ClusterBits)
+	be.PutUint64(b[offSize:], h.Size)
+	be.PutUint32(b[offL1Size:], h.L1Size)
+	be.PutUint64(b[offL1Offset:], uint64(h.L1Offset))
+	be.PutUint32(b[offRefcountOrder:], h.RefcountOrder)
+	be.PutUint32(b[offHeaderLength:], uint32(len(b)))
+	h.patch(b)
+
+	b = appendExtension(b, Extension{extZoned, h.Zoned.encode()})
+	room := int(h.ClusterSize()) - len(b) - 8 // the end mark
+	for _, e := range h.UnknownExtensions {
+		room -= 8 + (len(e.Data)+7)&^7
+	}
+	if room < 0 {
+		return nil, fmt.Errorf("the header extensions do not fit into a cluster of %d bytes", h.ClusterSize())
+	}
+	if names := featureNameTable(room - 8); len(names) > 0 {
+		b = appendExtension(b, Extension{extFeatureNames, names})
+	}
+	for _, e := range h.UnknownExtensions {
+		b = appendExtension(b, e)
+	}
+	b = appendExtension(b, Extension{Type: extEnd})
+	return append(b, make([]byte, -len(b)&(sectorSize-1))...), nil
+}
+
+// patch sets the fields that change during an image's life. All lie in the
+// first sector.
+func (h *Header) patch(sector []byte) {
+	be := binary.BigEndian
+	be.PutUint64(sector[offIncompatible:], h.Incompatible)
+	be.PutUint64(sector[offCompatible:], h.Compatible)
+	be.PutUint64(sector[offAutoclear:], h.Autoclear)
+	be.PutUint64(sector[offRefTableOffset:], uint64(h.RefTableOffset))
+	be.PutUint32(sector[offRefTableClusters:], h.RefTableClusters)
+}
+
+// writeHeaderSector rewrites the first sector of the file with the feature
+// bits and the refcount table's place of h, and nothing else of it: one sector
+// is written whole or not at all (I7). Autoclear bits are cleared, because we
+// know none of the features that they vouch for (docs/interop/qcow2,
+// autoclear_features). The caller syncs.
+func writeHeaderSector(f File, h *Header) error {
+	var sector [sectorSize]byte
+	if _, err := f.ReadAt(sector[:], 0); err != nil {
+		return fmt.Errorf("read the header's sector: %w", err)
+	}
+	h.Autoclear = 0
+	h.patch(sector[:])
+	if _, err := f.WriteAt(sector[:], 0); err != nil {
+		return fmt.Errorf("write the header's sector: %w", err)
+	}
+	return nil
+}
+
+// readPadded fills p from off. What lies beyond the end of the file reads as
+// zeros: the last cluster of an image may be incomplete.
+func readPadded(f io.ReaderAt, p []byte, off int64) error {
+	n, err := f.ReadAt(p, off)
+	if n < len(p) && !errors.Is(err, io.EOF) {
+		return err
+	}
+	clear(p[n:])
+	return nil
+}

@@ -1,0 +1,203 @@
+package qcow2
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math/bits"
+	"strconv"
+	"strings"
+)
+
+// extensions is what the extension area of a header holds.
+type extensions struct {
+	zoned    []byte // payload; nil if there is none
+	features []byte // the feature name table's payload
+	types    map[uint32]bool
+	unknown  []Extension // neither of the two above
+}
+
+// readExtensions reads the header extensions: from the end of the header to
+// the end mark or the end of the first cluster (docs/interop/qcow2, Header
+// extensions).
+func readExtensions(f File, h *Header, fileSize int64) (extensions, error) {
+	x := extensions{types: make(map[uint32]bool)}
+	area := make([]byte, max(0, min(h.ClusterSize(), fileSize)-int64(h.HeaderLength)))
+	if err := readPadded(f, area, int64(h.HeaderLength)); err != nil {
+		return x, fmt.Errorf("read header extensions: %w", err)
+	}
+	at := int64(h.HeaderLength)
+	for n := 0; len(area) >= 8; n++ {
+		kind, length := binary.BigEndian.Uint32(area), binary.BigEndian.Uint32(area[4:])
+		if kind == extEnd {
+			break
+		}
+		if int64(length) > int64(len(area)-8) {
+			return x, fmt.Errorf("header extension %#08x at %d is %d bytes long: only %d are left in the first cluster",
+				kind, at, length, len(area)-8)
+		}
+		if n == maxExtensions {
+			return x, fmt.Errorf("the header has more than %d extensions", maxExtensions)
+		}
+		data := bytes.Clone(area[8 : 8+length])
+		switch {
+		case kind == extZoned && x.types[kind]:
+			return x, fmt.Errorf("header extension %#08x (zoned) at %d is there twice", kind, at)
+		case kind == extZoned:
+			x.zoned = data
+		case kind == extFeatureNames:
+			x.features = data
+		default:
+			x.unknown = append(x.unknown, Extension{kind, data})
+		}
+		x.types[kind] = true
+		step := min(8+(int(length)+7)&^7, len(area))
+		area, at = area[step:], at+int64(step)
+	}
+	return x, nil
+}
+
+// appendExtension appends an extension, padded to 8 bytes.
+func appendExtension(b []byte, e Extension) []byte {
+	b = binary.BigEndian.AppendUint32(b, e.Type)
+	b = binary.BigEndian.AppendUint32(b, uint32(len(e.Data)))
+	b = append(b, e.Data...)
+	return append(b, make([]byte, -len(e.Data)&7)...)
+}
+
+// feature is one entry of the feature name table: 48 bytes, type 0
+// incompatible, 1 compatible, 2 autoclear.
+type feature struct {
+	kind, bit uint8
+	name      string
+}
+
+const featureEntrySize = 48
+
+// featureNames are QEMU's. The zoned bit leads: where clusters are small only
+// the first few fit.
+var featureNames = []feature{
+	{0, 5, "zoned format"},
+	{0, 0, "dirty bit"},
+	{0, 1, "corrupt bit"},
+	{1, 0, "lazy refcounts"},
+	{0, 2, "external data file"},
+	{0, 3, "compression type"},
+	{0, 4, "extended L2 entries"},
+	{2, 0, "bitmaps"},
+	{2, 1, "raw external data"},
+}
+
+// featureNameTable returns as many names as fit into room bytes.
+func featureNameTable(room int) []byte {
+	var b []byte
+	for _, f := range featureNames {
+		if len(b)+featureEntrySize > room {
+			break
+		}
+		var e [featureEntrySize]byte
+		e[0], e[1] = f.kind, f.bit
+		copy(e[2:], f.name)
+		b = append(b, e[:]...)
+	}
+	return b
+}
+
+// nameBits names feature bits by an image's own table.
+func nameBits(table []byte, kind uint8, set uint64) string {
+	var names []string
+	for set != 0 {
+		bit := uint8(bits.TrailingZeros64(set))
+		set &^= 1 << bit
+		name := strconv.Itoa(int(bit))
+		for t := table; len(t) >= featureEntrySize; t = t[featureEntrySize:] {
+			if t[0] == kind && t[1] == bit {
+				s, _, _ := bytes.Cut(t[2:featureEntrySize], []byte{0})
+				name += fmt.Sprintf(" (%q)", s)
+				break
+			}
+		}
+		names = append(names, name)
+	}
+	return strings.Join(names, ", ")
+}
+
+// Payload lengths of the zoned extension's layouts.
+const (
+	zonedLenV9       = 56
+	zonedLenV7       = 48 // and 2026a
+	zonedLen2026b    = 44
+	zonedHostManaged = 1
+)
+
+// decodeZoned decodes the zoned extension's payload into h.Zoned. The fields'
+// values are checked by checkZoned.
+func (h *Header) decodeZoned(p []byte) error {
+	be := binary.BigEndian
+	switch len(p) {
+	case zonedLenV9:
+	case zonedLenV7:
+		// The two layouts of this length differ in where the number of zones is.
+		v7 := h.zoneCount(uint64(be.Uint32(p[4:]))) == uint64(be.Uint32(p[16:]))
+		a := h.zoneCount(be.Uint64(p[8:])) == uint64(be.Uint32(p[4:]))
+		switch {
+		case v7 && !a:
+			return notBuiltLayout("v7")
+		case a && !v7:
+			return notBuiltLayout("2026a")
+		case a && v7:
+			return fmt.Errorf("its payload of %d bytes fits both layout v7 and layout 2026a", len(p))
+		default:
+			return fmt.Errorf("its payload of %d bytes fits neither layout v7 nor layout 2026a: nr_zones is wrong in both", len(p))
+		}
+	case zonedLen2026b:
+		return notBuiltLayout("2026b")
+	default:
+		return fmt.Errorf("its payload is %d bytes: layout v9 has %d, v7 and 2026a have %d, 2026b has %d",
+			len(p), zonedLenV9, zonedLenV7, zonedLen2026b)
+	}
+	switch p[0] {
+	case zonedHostManaged:
+	case 0:
+		return fmt.Errorf("zoned is 0 (not zoned), but feature bit 5 says that the image is zoned")
+	default:
+		return fmt.Errorf("zoned is %d: only model 1 (host-managed) is known", p[0])
+	}
+	if p[1]|p[2]|p[3] != 0 {
+		return fmt.Errorf("reserved bytes 1 to 3 are %#02x %#02x %#02x: they must be zero", p[1], p[2], p[3])
+	}
+	h.Zoned = Zoned{
+		Layout:       LayoutV9,
+		ZoneSize:     be.Uint64(p[4:]),
+		ZoneCapacity: be.Uint64(p[12:]),
+		Conventional: be.Uint32(p[20:]),
+		NrZones:      be.Uint32(p[24:]),
+		MaxActive:    be.Uint32(p[28:]),
+		MaxOpen:      be.Uint32(p[32:]),
+		MaxAppend:    be.Uint32(p[36:]),
+		MetaSize:     be.Uint64(p[40:]),
+		MetaOffset:   int64(be.Uint64(p[48:])),
+	}
+	return nil
+}
+
+func notBuiltLayout(name string) error {
+	return fmt.Errorf("it has layout %s, which is not built yet: only v9 is", name)
+}
+
+// encode returns the payload of layout v9.
+func (z *Zoned) encode() []byte {
+	be := binary.BigEndian
+	p := make([]byte, zonedLenV9)
+	p[0] = zonedHostManaged
+	be.PutUint64(p[4:], z.ZoneSize)
+	be.PutUint64(p[12:], z.ZoneCapacity)
+	be.PutUint32(p[20:], z.Conventional)
+	be.PutUint32(p[24:], z.NrZones)
+	be.PutUint32(p[28:], z.MaxActive)
+	be.PutUint32(p[32:], z.MaxOpen)
+	be.PutUint32(p[36:], z.MaxAppend)
+	be.PutUint64(p[40:], z.MetaSize)
+	be.PutUint64(p[48:], uint64(z.MetaOffset))
+	return p
+}
