@@ -2,7 +2,7 @@
 # giouring links only without the linker's check of pulled-in symbols; this
 # must reach every go command, those of the test driver included.
 version := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
-export GOFLAGS := $(filter-out -ldflags=%,$(GOFLAGS)) -ldflags=-checklinkname=0
+export GOFLAGS := $(filter-out -ldflags=%,$(shell go env GOFLAGS)) -ldflags=-checklinkname=0
 PREFIX ?= /usr
 UNITDIR ?= /usr/lib/systemd/system
 MODULESDIR ?= /usr/lib/modules-load.d

@@ -165,7 +165,9 @@ func runOnce(ctx context.Context, o Options, k Kernel, initrd string, argv []str
 		return ExitMachine, err
 	}
 	if err := m.run(ctx, job); err != nil {
-		m.explain()
+		if ctx.Err() == nil { // else the caller knows why
+			m.explain()
+		}
 		return ExitMachine, err
 	}
 	bad := scanDmesg(m.dmesg())

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestReportCountsLeavesAndRefusesSkips(t *testing.T) {
+	for _, c := range []struct {
+		name, events string
+		passed       int
+		failed       []string
+	}{
+		{"a pass", `{"Action":"run","Package":"p","Test":"A"}
+{"Action":"pass","Package":"p","Test":"A"}
+{"Action":"pass","Package":"p"}`, 1, nil},
+		{"subtests count, their parent does not", `{"Action":"run","Package":"p","Test":"A"}
+{"Action":"pass","Package":"p","Test":"A/x"}
+{"Action":"pass","Package":"p","Test":"A/y"}
+{"Action":"pass","Package":"p","Test":"A"}
+{"Action":"pass","Package":"p"}`, 2, nil},
+		{"a failed subtest is one failure", `{"Action":"pass","Package":"p","Test":"A/x"}
+{"Action":"fail","Package":"p","Test":"A/y"}
+{"Action":"fail","Package":"p","Test":"A"}
+{"Action":"fail","Package":"p"}`, 1, []string{"p.A/y"}},
+		{"a parent can fail alone", `{"Action":"pass","Package":"p","Test":"A/x"}
+{"Action":"fail","Package":"p","Test":"A"}
+{"Action":"fail","Package":"p"}`, 1, []string{"p.A"}},
+		{"a skip fails", `{"Action":"skip","Package":"p","Test":"A"}
+{"Action":"pass","Package":"p"}`, 0, []string{"p.A"}},
+		{"a package without tests is nothing", `{"Action":"skip","Package":"p"}`, 0, nil},
+		{"a test without an end fails", `{"Action":"run","Package":"p","Test":"A"}
+{"Action":"fail","Package":"p"}`, 0, []string{"p.A"}},
+		{"a build failure fails", `{"ImportPath":"p [p.test]","Action":"build-output","Output":"p/x.go:1: no\n"}
+{"ImportPath":"p [p.test]","Action":"build-fail"}
+{"Action":"output","Package":"p","Output":"FAIL\tp [build failed]\n"}
+{"Action":"fail","Package":"p","FailedBuild":"p [p.test]"}`, 0, []string{"p"}},
+		{"words of the go command alone fail", "no required module provides package\n", 0, []string{"go"}},
+	} {
+		r := newReport()
+		if err := r.read(strings.NewReader(c.events)); err != nil {
+			t.Fatal(err)
+		}
+		r.close()
+		var failed []string
+		for _, f := range r.failures {
+			failed = append(failed, f.name)
+		}
+		if r.passed != c.passed || !slices.Equal(failed, c.failed) {
+			t.Errorf("%s: got %d passed and %v failed, want %d and %v", c.name, r.passed, failed, c.passed, c.failed)
+		}
+	}
+}
+
+func TestFuzzListNamesPackages(t *testing.T) {
+	got := parseFuzzList("FuzzA\nFuzzB\nok  \tm/x\t0.01s\n?   \tm/y\t[no test files]\nFuzzC\nok  \tm/z\t0.01s\n")
+	want := []fuzzTarget{{"m/x", "FuzzA"}, {"m/x", "FuzzB"}, {"m/z", "FuzzC"}}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}

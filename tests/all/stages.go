@@ -1,0 +1,274 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/qzbd/qzbd/tests/vm"
+)
+
+// kernelTimeout limits the kernel tests of one machine: far above what they
+// take, but a hang must not eat the whole evening.
+const kernelTimeout = 25 * time.Minute
+
+// stages lists all stages; fuzzTime and run are flags of two of them.
+func stages(fuzzTime, run string) []stage {
+	return []stage{
+		{"deps", "install missing tools", func(ctx context.Context, r *report) error {
+			return vm.InstallDeps(ctx, r.log)
+		}},
+		{"build", "compile everything, bin/qzbd and bin/vm", build},
+		{"kernels", "bring the cache of kernels up to date", kernels},
+		{"lint", "gofmt, vet, staticcheck", lint},
+		{"unit", "unit tests of all packages", func(ctx context.Context, r *report) error {
+			return goTest(ctx, r, "-timeout=10m", "./...")
+		}},
+		{"race", "unit tests with the race detector", race},
+		{"kernel-6.12", "kernel tests on Linux 6.12", func(ctx context.Context, r *report) error {
+			return kernelTests(ctx, r, vm.Series612, run)
+		}},
+		{"kernel-7", "kernel tests on the newest Linux 7.x", func(ctx context.Context, r *report) error {
+			return kernelTests(ctx, r, vm.Series7, run)
+		}},
+		{"machine", "the test machines themselves", func(ctx context.Context, r *report) error {
+			return goTest(ctx, r, "-tags=machine", "-run=^TestMachine", "-timeout=15m", "./tests/vm")
+		}},
+		{"fuzz", "every fuzz target for a while (not part of the default)", func(ctx context.Context, r *report) error {
+			return fuzz(ctx, r, fuzzTime)
+		}},
+	}
+}
+
+// command runs a program, with its output in the stage's log and in the error.
+func command(ctx context.Context, r *report, name string, args ...string) error {
+	var out bytes.Buffer
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stdout = io.MultiWriter(r.log, &out)
+	cmd.Stderr = cmd.Stdout
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, out.Bytes())
+	}
+	return nil
+}
+
+func build(ctx context.Context, r *report) error {
+	if err := command(ctx, r, "go", "build", "./..."); err != nil {
+		return err
+	}
+	// The same recipe as "make build", for the version inside the binary.
+	if err := command(ctx, r, "make", "--no-print-directory", "build", "vm"); err != nil {
+		return err
+	}
+	return nil
+}
+
+func kernels(ctx context.Context, r *report) error {
+	for _, s := range vm.AllSeries {
+		k, err := vm.Ensure(ctx, s, r.log)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(r.log, "%s: linux %s (%s)\n", s, k.Release, k.Version)
+	}
+	return nil
+}
+
+// lint has several opinions, each a check of its own.
+func lint(ctx context.Context, r *report) error {
+	for _, check := range []struct {
+		name string
+		args []string
+	}{
+		{"vet", []string{"go", "vet", "./..."}},
+		{"vet kernel", []string{"go", "vet", "-tags=kernel,machine", "./..."}},
+		{"staticcheck", []string{"go", "tool", "staticcheck", "-tags=kernel,machine", "./..."}},
+	} {
+		if err := command(ctx, r, check.args[0], check.args[1:]...); err != nil {
+			r.failCheck(check.name, err.Error())
+		} else {
+			r.passCheck()
+		}
+	}
+	out, err := exec.CommandContext(ctx, "gofmt", "-l", ".").CombinedOutput()
+	if err != nil || len(out) > 0 {
+		r.failCheck("gofmt", string(out))
+	} else {
+		r.passCheck()
+	}
+	return nil
+}
+
+func race(ctx context.Context, r *report) error {
+	out, err := exec.CommandContext(ctx, "go", "list", "./...").Output()
+	if err != nil {
+		return fmt.Errorf("go list: %w", err)
+	}
+	args := []string{"-race", "-timeout=15m"}
+	for _, pkg := range strings.Fields(string(out)) {
+		// Nothing in these shares memory with anything.
+		if !strings.Contains(pkg, "/tests/style") && !strings.Contains(pkg, "/tests/vm") && !strings.Contains(pkg, "/tests/all") {
+			args = append(args, pkg)
+		}
+	}
+	return goTest(ctx, r, args...)
+}
+
+// goTest runs go test and reads its results. Never from the cache: who asks
+// for the tests wants them run.
+func goTest(ctx context.Context, r *report, args ...string) error {
+	cmd := exec.CommandContext(ctx, "go", append([]string{"test", "-json", "-count=1"}, args...)...)
+	// A test that is interrupted shall clean up after itself.
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 20 * time.Second
+	pr, pw := io.Pipe()
+	cmd.Stdout, cmd.Stderr = pw, pw
+	read := make(chan error, 1)
+	go func() { read <- r.read(pr) }()
+	err := cmd.Run()
+	pw.Close()
+	if rerr := <-read; rerr != nil {
+		return rerr
+	}
+	if err != nil {
+		return fmt.Errorf("go test: %w", err)
+	}
+	return nil
+}
+
+// kernelTestBinary compiles the kernel tests once for all machines.
+var kernelTestBinary = sync.OnceValues(func() (string, error) {
+	name, err := filepath.Abs("bin/kernel.test")
+	if err != nil {
+		return "", err
+	}
+	out, err := exec.Command("go", "test", "-tags=kernel", "-c", "-o", name, "./tests/kernel").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("compile the kernel tests: %w\n%s", err, out)
+	}
+	return name, nil
+})
+
+// kernelTests runs the tests that need a kernel in a machine of their own.
+func kernelTests(ctx context.Context, r *report, series vm.Series, run string) error {
+	binary, err := kernelTestBinary()
+	if err != nil {
+		return err
+	}
+	qzbd, err := filepath.Abs("bin/qzbd")
+	if err != nil {
+		return err
+	}
+	converter := exec.CommandContext(ctx, "go", "tool", "test2json", "-t", "-p", "kernel-"+string(series))
+	stdin, err := converter.StdinPipe()
+	if err != nil {
+		return err
+	}
+	stdout, err := converter.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := converter.Start(); err != nil {
+		return err
+	}
+	read := make(chan error, 1)
+	go func() { read <- r.read(stdout) }()
+
+	// stderr must not cut test2json's lines in two; panics end there.
+	var stderr, said tail
+	status, err := vm.Run(ctx, vm.Options{
+		Series:  series,
+		Timeout: kernelTimeout + time.Minute,
+		Dir:     "tests/kernel",
+		Env:     []string{"QZBD_BIN=" + qzbd},
+		Out:     filepath.Join("bin", "test", "kernel-"+string(series)),
+		Stdout:  stdin,
+		Stderr:  io.MultiWriter(r.log, &stderr),
+		Log:     io.MultiWriter(r.log, &said),
+	}, []string{binary, "-test.v=test2json", "-test.timeout=" + kernelTimeout.String(), "-test.run=" + run})
+	stdin.Close()
+	if rerr := <-read; rerr != nil {
+		return rerr
+	}
+	converter.Wait()
+	if err != nil {
+		// Counted on top of failed tests: a complaint of the kernel is never
+		// only what a test has already said.
+		r.failCheck(fmt.Sprintf("linux %s", series), fmt.Sprintf("%v\n%s\n%s", err, said.String(), stderr.String()))
+		return nil
+	}
+	if status != 0 {
+		return errors.New(strings.TrimSpace(fmt.Sprintf("exit status %d\n%s", status, stderr.String())))
+	}
+	return nil
+}
+
+// tail keeps the end of what is written to it.
+type tail struct {
+	mu  sync.Mutex
+	buf []byte
+}
+
+const tailSize = 32 << 10
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.buf = append(t.buf, p...)
+	if n := len(t.buf) - tailSize; n > 0 {
+		t.buf = append(t.buf[:0], t.buf[n:]...)
+	}
+	return len(p), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.buf)
+}
+
+// fuzz runs each target of each package in turn.
+func fuzz(ctx context.Context, r *report, d string) error {
+	out, err := exec.CommandContext(ctx, "go", "test", "-list=^Fuzz", "./...").Output()
+	if err != nil {
+		return fmt.Errorf("list the fuzz targets: %w\n%s", err, out)
+	}
+	for _, t := range parseFuzzList(string(out)) {
+		err := command(ctx, r, "go", "test", "-run=^$", "-fuzz=^"+t.name+"$", "-fuzztime="+d, t.pkg)
+		if err != nil {
+			r.failCheck(t.pkg+"."+t.name, err.Error())
+		} else {
+			r.passCheck()
+		}
+	}
+	return nil
+}
+
+type fuzzTarget struct{ pkg, name string }
+
+// parseFuzzList reads go test -list: names, then the package they were in.
+func parseFuzzList(out string) []fuzzTarget {
+	var targets []fuzzTarget
+	var names []string
+	for _, line := range strings.Split(out, "\n") {
+		words := strings.Fields(line)
+		switch {
+		case len(words) == 1 && strings.HasPrefix(words[0], "Fuzz"):
+			names = append(names, words[0])
+		case len(words) > 1 && words[0] == "ok":
+			for _, n := range names {
+				targets = append(targets, fuzzTarget{words[1], n})
+			}
+			names = nil
+		}
+	}
+	return targets
+}

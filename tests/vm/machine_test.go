@@ -1,0 +1,90 @@
+//go:build machine
+
+package vm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// boot runs a shell script in a machine.
+func boot(t *testing.T, o Options, script string) (status int, stdout, stderr string, err error) {
+	t.Helper()
+	t.Setenv("TMPDIR", t.TempDir()) // where logs of failed runs would stay
+	var out, errOut, log bytes.Buffer
+	o.Stdout, o.Stderr, o.Log = &out, &errOut, &log
+	status, err = Run(context.Background(), o, []string{"sh", "-c", script})
+	t.Logf("log: %s", log.String())
+	return status, out.String(), errOut.String(), err
+}
+
+func TestMachineRunsACommandOnEveryKernel(t *testing.T) {
+	for _, series := range AllSeries {
+		t.Run(string(series), func(t *testing.T) {
+			dir := t.TempDir()
+			status, stdout, stderr, err := boot(t, Options{
+				Series: series, Out: dir, Scratch: "64M", Env: []string{"QZBD_X=a b"},
+			}, `
+				set -e
+				uname -r; id -u; pwd; echo "$QZBD_X"
+				modprobe null_blk zoned=1 memory_backed=1 gb=1 zone_size=64
+				blkzone report -c 1 /dev/nullb0 | grep -o SEQ_WRITE_REQUIRED
+				modprobe ublk_drv; test -c /dev/ublk-control
+				for m in f2fs btrfs zonefs; do modprobe $m; done
+				echo x >/etc/qzbd-vm-test; echo artifact >"$QZBD_VM_OUT/a"
+				echo scratch >"$QZBD_VM_SCRATCH/f"; test "$(stat -f -c %T "$QZBD_VM_SCRATCH")" = ext2/ext3
+				echo to stderr >/dev/stderr
+				exit 7`)
+			if err != nil || status != 7 {
+				t.Fatalf("status %d, %v; stderr: %s", status, err, stderr)
+			}
+			lines := strings.Split(strings.TrimSpace(stdout), "\n")
+			pwd, _ := os.Getwd()
+			if len(lines) != 5 || !strings.HasPrefix(lines[0], string(series)+".") || lines[1] != "0" ||
+				lines[2] != pwd || lines[3] != "a b" || lines[4] != "SEQ_WRITE_REQUIRED" {
+				t.Errorf("stdout: %q", lines)
+			}
+			if stderr != "to stderr\n" {
+				t.Errorf("stderr: %q", stderr)
+			}
+			if b, err := os.ReadFile(filepath.Join(dir, "a")); string(b) != "artifact\n" {
+				t.Errorf("artifact: %q, %v", b, err)
+			}
+			if _, err := os.Stat("/etc/qzbd-vm-test"); err == nil {
+				t.Error("the guest wrote to the host's root")
+			}
+		})
+	}
+}
+
+func TestMachineFailsWithItsKernel(t *testing.T) {
+	status, _, _, err := boot(t, Options{}, `echo '<4>WARNING: CPU: 0 PID: 1 at made/up.c' >/dev/kmsg`)
+	if status != ExitDmesg || !errors.Is(err, ErrDmesg) {
+		t.Errorf("a warning: status %d, %v", status, err)
+	}
+	status, _, _, err = boot(t, Options{}, `echo c >/proc/sysrq-trigger; sleep 60`)
+	if status != ExitMachine || !errors.Is(err, ErrDied) {
+		t.Errorf("a panic: status %d, %v", status, err)
+	}
+}
+
+func TestMachineEndsWhatIsLate(t *testing.T) {
+	status, stdout, _, err := boot(t, Options{Timeout: 2 * time.Second}, `echo begun; exec sleep 1000`)
+	if status != ExitTimeout || !errors.Is(err, ErrTimeout) || stdout != "begun\n" {
+		t.Errorf("status %d, %v, stdout %q", status, err, stdout)
+	}
+	t.Setenv("TMPDIR", t.TempDir())
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	began := time.Now()
+	status, err = Run(ctx, Options{Log: t.Output()}, []string{"sleep", "1000"})
+	if status != ExitMachine || !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > 20*time.Second {
+		t.Errorf("cancelled: status %d, %v after %v", status, err, time.Since(began))
+	}
+}
