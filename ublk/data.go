@@ -1,0 +1,206 @@
+package ublk
+
+import (
+	"fmt"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/qzbd/qzbd/uring"
+	"github.com/qzbd/qzbd/zns"
+)
+
+// maxRetries bounds how often an I/O on the data file that the kernel says to
+// try again is tried again without any progress.
+const maxRetries = 100
+
+// transfer is the data of a request on its way between the kernel's request
+// and the extents of the data file.
+type transfer struct {
+	buf      []byte
+	slot     int // of buf
+	next     int // first extent not yet started
+	at       int // where in buf it begins
+	inflight int
+	err      error // the first error
+	pieces   [window]piece
+}
+
+// piece is an extent in flight, or what is left of it.
+type piece struct {
+	used    bool
+	retries uint8
+	off     int64
+	mem     []byte
+}
+
+// startTransfer begins the I/O step of a request. True means that it is over
+// already, with its outcome in data.err.
+func (q *queue) startTransfer(r *request) (over bool) {
+	t := &r.data
+	t.next, t.at, t.err = 0, 0, nil
+	if allHoles(r) {
+		t.err = q.copyOut(r, q.dev.zeros[:r.Len])
+		return true
+	}
+	t.slot, t.buf = q.bufs.take()
+	t.buf = t.buf[:r.Len]
+	if r.Op != zns.OpRead {
+		if t.err = q.copyIn(r, t.buf); t.err != nil {
+			return q.endTransfer(r)
+		}
+	}
+	return q.continueTransfer(r)
+}
+
+// allHoles says that a read needs no I/O, after it has checked that the
+// extents are what they must be: they cover the request, and a write has a
+// place for every byte.
+func allHoles(r *request) bool {
+	var sum int64
+	holes := true
+	for _, e := range r.Extents {
+		sum += e.Len
+		if e.Off != zns.Hole {
+			holes = false
+		} else if r.Op != zns.OpRead {
+			panic("ublk: the target gave a write a hole")
+		}
+	}
+	if sum != int64(r.Len) {
+		panic(fmt.Sprintf("ublk: the target gave %d bytes of extents for a request of %d", sum, r.Len))
+	}
+	return holes
+}
+
+// continueTransfer starts as many extents as the window has room for.
+func (q *queue) continueTransfer(r *request) (over bool) {
+	t := &r.data
+	for t.err == nil && t.next < len(r.Extents) && t.inflight < window {
+		e := r.Extents[t.next]
+		mem := t.buf[t.at : t.at+int(e.Len)]
+		t.next, t.at = t.next+1, t.at+int(e.Len)
+		if e.Off == zns.Hole {
+			clear(mem)
+			continue
+		}
+		slot := 0
+		for t.pieces[slot].used {
+			slot++
+		}
+		t.pieces[slot] = piece{used: true, off: e.Off, mem: mem}
+		t.inflight++
+		q.submitPiece(r, slot)
+	}
+	if t.inflight > 0 {
+		return false
+	}
+	if t.err == nil && r.Op == zns.OpRead {
+		t.err = q.copyOut(r, t.buf)
+	}
+	return q.endTransfer(r)
+}
+
+// endTransfer lets go of the buffer.
+func (q *queue) endTransfer(r *request) (over bool) {
+	q.bufs.give(r.data.slot)
+	r.data.buf = nil
+	return true
+}
+
+// submitPiece queues the I/O of what is left of a piece.
+func (q *queue) submitPiece(r *request, slot int) {
+	p := &r.data.pieces[slot]
+	data := aboutData | uint64(slot)<<slotOff | uint64(r.tag)
+	var err error
+	if r.Op == zns.OpRead {
+		err = q.ring.Read(uring.Fixed(fileData), p.mem, p.off, data)
+	} else {
+		err = q.ring.Write(uring.Fixed(fileData), p.mem, p.off, data)
+	}
+	if err != nil {
+		q.broken(err)
+	}
+}
+
+// moved handles the outcome of a piece.
+func (q *queue) moved(r *request, slot int, res int32) {
+	t := &r.data
+	p := &t.pieces[slot]
+	if !p.used {
+		panic("ublk: an I/O completed twice")
+	}
+	if again := q.movedPart(r, p, res); again {
+		q.submitPiece(r, slot)
+		return
+	}
+	*p = piece{}
+	t.inflight--
+	if q.continueTransfer(r) {
+		q.advance(r, q.target.End(&r.Request, t.err))
+	}
+}
+
+// movedPart accounts for one completion and says whether the rest is to be
+// submitted again. The first error ends the request; an error after it is
+// only counted off.
+func (q *queue) movedPart(r *request, p *piece, res int32) (again bool) {
+	t := &r.data
+	errno := syscall.Errno(0)
+	switch {
+	case res == -int32(syscall.EINTR), res == -int32(syscall.EAGAIN):
+		if p.retries++; t.err == nil && p.retries < maxRetries {
+			return true
+		}
+		errno = syscall.EIO
+	case res < 0:
+		errno = syscall.Errno(-res)
+	case int(res) > len(p.mem):
+		panic("ublk: an I/O moved more than it was asked to")
+	case res == 0 && r.Op == zns.OpRead:
+		clear(p.mem) // the image file ends here: the rest reads as zeros
+		return false
+	case res == 0:
+		errno = syscall.EIO
+	case int(res) < len(p.mem):
+		p.off, p.mem, p.retries = p.off+int64(res), p.mem[res:], 0
+		return t.err == nil
+	default:
+		return false
+	}
+	if t.err == nil {
+		t.err = fmt.Errorf("%s %d bytes at %d of the image file: %w", r.op.name, len(p.mem), p.off, errno)
+	}
+	return false
+}
+
+// copyIn copies the data of a write request into mem.
+func (q *queue) copyIn(r *request, mem []byte) error {
+	return q.copyAll(unix.SYS_PREAD64, r, mem)
+}
+
+// copyOut copies mem into a read request (or a report).
+func (q *queue) copyOut(r *request, mem []byte) error {
+	return q.copyAll(unix.SYS_PWRITE64, r, mem)
+}
+
+// copyAll is user copy: the char device moves the bytes of a request, at the
+// position that names its tag. It copies memory and never waits, so it is
+// called without telling the Go scheduler.
+func (q *queue) copyAll(trap uintptr, r *request, mem []byte) error {
+	pos := copyPos(q.id, r.tag)
+	for len(mem) > 0 {
+		n, _, errno := syscall.RawSyscall6(trap, uintptr(q.charFD), uintptr(unsafe.Pointer(&mem[0])), uintptr(len(mem)), uintptr(pos), 0, 0)
+		switch {
+		case errno == syscall.EINTR:
+		case errno != 0:
+			return fmt.Errorf("copy %d bytes of a request: %w", len(mem), errno)
+		case n == 0:
+			return fmt.Errorf("copy %d bytes of a request: %w", len(mem), syscall.EIO)
+		default:
+			mem, pos = mem[n:], pos+int64(n)
+		}
+	}
+	return nil
+}

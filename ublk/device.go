@@ -1,0 +1,325 @@
+package ublk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/qzbd/qzbd/zns"
+)
+
+// ErrGone is how a device ends that somebody else stopped or deleted.
+var ErrGone = errors.New("ublk: the device was stopped by somebody else")
+
+// nodeWait bounds how long the char device may take to appear.
+const nodeWait = time.Second
+
+// Device is a running block device.
+type Device struct {
+	cfg      Config
+	geometry zns.Geometry
+	target   Target
+	log      *zap.Logger
+	ctl      *Control
+	id       int
+	features Features // negotiated
+
+	charFD  int
+	zeros   []byte // MaxIO bytes that nobody writes
+	queues  []*queue
+	serving sync.WaitGroup // the queues' goroutines
+	workers *workers
+	refused limiter
+
+	stopping sync.Once
+	asked    bool  // by Stop; written in stopping
+	stopErr  error // of STOP_DEV; written in stopping
+
+	failing sync.Mutex // guards failure
+	failure error      // what broke the device, nil while nothing did
+
+	done chan struct{}
+	err  error // of Wait; written before done is closed
+}
+
+// Start adds a device for target, serves it and shows its node: when it
+// returns, /dev/ublkbN can be used. Everything that the kernel would refuse is
+// refused before anything is changed. When it fails, nothing is left behind.
+// ctx bounds the start, not the life of the device.
+func Start(ctx context.Context, cfg Config, target Target) (*Device, error) {
+	cfg = cfg.withDefaults()
+	geometry := target.Geometry()
+	p, err := deviceParams(cfg, geometry)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkZones(geometry, target.Zone); err != nil {
+		return nil, err
+	}
+	ctl, err := Open()
+	if err != nil {
+		return nil, err
+	}
+	d := &Device{
+		cfg: cfg, geometry: geometry, target: target, log: cfg.Logger,
+		ctl: ctl, id: cfg.ID, charFD: -1, done: make(chan struct{}),
+	}
+	if err := d.start(ctx, &p); err != nil {
+		ctl.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// start goes the way to the node. Each step that fails leaves the steps before
+// it to the deferred calls.
+func (d *Device) start(ctx context.Context, p *params) (err error) {
+	features, err := d.ctl.Features(ctx)
+	if err != nil {
+		return err
+	}
+	if err := features.Check(); err != nil {
+		return err
+	}
+	if err := d.add(ctx); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			d.discard()
+		}
+	}()
+	if err := d.ctl.setParams(ctx, d.id, p); err != nil {
+		return failed("set the parameters of device", d.id, err)
+	}
+	if d.charFD, err = openChar(ctx, d.id); err != nil {
+		return err
+	}
+	if d.zeros, err = unix.Mmap(-1, 0, d.cfg.MaxIO, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
+		return fmt.Errorf("ublk: map memory for zeros: %w", err)
+	}
+	if err := d.startQueues(); err != nil {
+		return err
+	}
+	if err := d.ctl.start(ctx, d.id, os.Getpid()); err != nil {
+		return failed("start device", d.id, err)
+	}
+	d.setScheduler()
+	d.logStart(ctx)
+	go d.supervise()
+	return nil
+}
+
+// add asks the kernel for a device and takes over what it decided.
+func (d *Device) add(ctx context.Context) error {
+	info := devInfo{
+		NrHWQueues: uint16(d.cfg.Queues), QueueDepth: uint16(d.cfg.Depth),
+		MaxIOBufBytes: uint32(d.cfg.MaxIO), DevID: uint32(d.cfg.ID),
+		Flags: uint64(fUserCopy | fZoned | fCmdIoctlEncode),
+	}
+	err := d.ctl.add(ctx, &info)
+	switch {
+	case errors.Is(err, syscall.EEXIST):
+		return fmt.Errorf("ublk: device %d exists already: choose another id or delete it: %w", d.cfg.ID, err)
+	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES):
+		return fmt.Errorf("ublk: add a device: zoned devices need root (CAP_SYS_ADMIN): %w", err)
+	case err != nil:
+		return fmt.Errorf("ublk: add a device with %d queues of depth %d and requests of up to %d bytes: %w", d.cfg.Queues, d.cfg.Depth, d.cfg.MaxIO, err)
+	}
+	d.id, d.features = int(info.DevID), Features(info.Flags)
+	d.cfg.Queues, d.cfg.Depth = int(info.NrHWQueues), int(info.QueueDepth)
+	return nil
+}
+
+// openChar opens /dev/ublkcN, which appears a moment after the device.
+func openChar(ctx context.Context, id int) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, nodeWait)
+	defer cancel()
+	for {
+		fd, err := unix.Open(charPath(id), unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err == nil {
+			return fd, nil
+		}
+		if !errors.Is(err, syscall.ENOENT) {
+			return -1, fmt.Errorf("ublk: open %s: %w", charPath(id), err)
+		}
+		select {
+		case <-ctx.Done():
+			return -1, fmt.Errorf("ublk: %s did not appear within %v: is devtmpfs mounted on /dev?: %w", charPath(id), nodeWait, err)
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// startQueues starts a goroutine per queue and waits until all of them serve:
+// START_DEV would wait for a missing one for ever.
+func (d *Device) startQueues() error {
+	d.workers = newWorkers(d.target, d.cfg.Queues*d.cfg.Depth)
+	ready := make(chan error, d.cfg.Queues)
+	for i := range d.cfg.Queues {
+		q := newQueue(d, uint16(i))
+		d.queues = append(d.queues, q)
+		d.serving.Go(func() {
+			if err := q.run(ready); err != nil {
+				d.fail(err)
+			}
+		})
+	}
+	var err error
+	for range d.queues {
+		err = errors.Join(err, <-ready)
+	}
+	return err
+}
+
+// fail ends the device after a queue broke: its requests cannot be answered
+// any more, so the other queues give up theirs and the kernel fails them all.
+func (d *Device) fail(err error) {
+	d.failing.Lock()
+	first := d.failure == nil
+	if first {
+		d.failure = err
+	}
+	d.failing.Unlock()
+	if !first {
+		return
+	}
+	d.log.Error("device failed", zap.Int("device", d.id), zap.Error(err))
+	d.abort()
+}
+
+func (d *Device) abort() {
+	for _, q := range d.queues {
+		q.abort()
+	}
+}
+
+// supervise waits for the queues to end, for whatever reason, and then removes
+// the device.
+func (d *Device) supervise() {
+	d.serving.Wait()
+	// Waits for a STOP_DEV that is still running; afterwards none begins.
+	d.stopping.Do(func() {})
+	var err error
+	switch {
+	case d.failure != nil:
+		err = d.failure
+	case d.stopErr != nil:
+		err = d.stopErr
+	case !d.asked:
+		err = ErrGone
+	}
+	if rerr := d.release(); err == nil {
+		err = rerr
+	}
+	d.ctl.Close()
+	if err != nil {
+		d.log.Warn("device ended", zap.Int("device", d.id), zap.Error(err))
+	} else {
+		d.log.Info("device stopped", zap.Int("device", d.id))
+	}
+	d.err = err
+	close(d.done)
+}
+
+// release frees everything of a device whose queues have ended, the device
+// last.
+func (d *Device) release() error {
+	if d.workers != nil {
+		d.workers.close()
+	}
+	if d.charFD >= 0 {
+		unix.Close(d.charFD)
+		d.charFD = -1
+	}
+	if d.zeros != nil {
+		unix.Munmap(d.zeros)
+		d.zeros = nil
+	}
+	gone, err := d.ctl.remove(context.Background(), d.id)
+	if errors.Is(err, ErrNoDevice) {
+		return nil // whoever stopped it has deleted it too
+	}
+	if err == nil && !gone {
+		d.log.Warn("device is still open elsewhere and goes with its last user", zap.Int("device", d.id))
+	}
+	return err
+}
+
+// discard undoes a start that failed after the device was added.
+func (d *Device) discard() {
+	if err := d.ctl.Stop(context.Background(), d.id); err != nil && !errors.Is(err, ErrNoDevice) {
+		d.log.Warn("stop a device that did not start", zap.Int("device", d.id), zap.Error(err))
+		d.abort()
+	}
+	d.serving.Wait()
+	if err := d.release(); err != nil {
+		d.log.Warn("delete a device that did not start", zap.Int("device", d.id), zap.Error(err))
+	}
+}
+
+// setScheduler takes the elevator away: zone write plugs order the writes
+// above it, so it only costs. A device without that still works.
+func (d *Device) setScheduler() {
+	path := fmt.Sprintf("/sys/block/ublkb%d/queue/scheduler", d.id)
+	if err := os.WriteFile(path, []byte("none"), 0); err != nil {
+		d.log.Debug("set the I/O scheduler to none", zap.Error(err))
+	}
+}
+
+// logStart says what the device has become.
+func (d *Device) logStart(ctx context.Context) {
+	p, err := d.ctl.params(ctx, d.id)
+	if err != nil {
+		d.log.Debug("ask for the device's parameters", zap.Error(err))
+		return
+	}
+	d.log.Info("device started", zap.String("node", d.Path()),
+		zap.Uint32("zones", d.geometry.NrZones), zap.Uint64("bytes", d.geometry.Size),
+		zap.Int("queues", d.cfg.Queues), zap.Int("depth", d.cfg.Depth),
+		zap.Uint64("append_bytes", sector(p.Zoned.MaxZoneAppendSectors).bytes()),
+		zap.Stringer("features", d.features))
+}
+
+// ID is the N of /dev/ublkbN.
+func (d *Device) ID() int { return d.id }
+
+// Path is the block device's node, /dev/ublkbN.
+func (d *Device) Path() string { return nodePath(d.id) }
+
+// Features are what was negotiated with the driver for this device.
+func (d *Device) Features() Features { return d.features }
+
+// Done is closed when the device is gone and nothing of it is left, whoever
+// ended it.
+func (d *Device) Done() <-chan struct{} { return d.done }
+
+// Wait waits for Done. It returns nil after Stop, ErrGone when somebody else
+// stopped the device, or what broke it.
+func (d *Device) Wait() error {
+	<-d.done
+	return d.err
+}
+
+// Stop ends the device in order and waits for the end: the kernel writes back
+// what is dirty in the node's page cache, all requests are answered, the
+// device is deleted. It is idempotent. With the node open elsewhere the device
+// is stopped all the same and its users get errors.
+func (d *Device) Stop() error {
+	d.stopping.Do(func() {
+		d.asked = true
+		err := d.ctl.Stop(context.Background(), d.id)
+		if err != nil && !errors.Is(err, ErrNoDevice) {
+			d.stopErr = err
+			d.abort()
+		}
+	})
+	return d.Wait()
+}

@@ -1,0 +1,73 @@
+package ublk
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Features are the feature bits of a driver or a device.
+type Features uint64
+
+// Has reports whether all of want are there.
+func (f Features) Has(want Features) bool { return f&want == want }
+
+// Feature is one row of FeatureTable.
+type Feature struct {
+	Bit      Features
+	Name     string // as in the kernel's header, without UBLK_F_
+	Since    string // the kernel version that brings it
+	Required bool   // by Start
+}
+
+// FeatureTable lists the features there are, by bit.
+var FeatureTable = []Feature{
+	{fSupportZeroCopy, "SUPPORT_ZERO_COPY", "6.15", false},
+	{fURingCmdCompInTask, "URING_CMD_COMP_IN_TASK", "6.0", false},
+	{fNeedGetData, "NEED_GET_DATA", "6.0", false},
+	{fUserRecovery, "USER_RECOVERY", "6.1", false},
+	{fUserRecoveryReissue, "USER_RECOVERY_REISSUE", "6.1", false},
+	{fUnprivilegedDev, "UNPRIVILEGED_DEV", "6.3", false},
+	{fCmdIoctlEncode, "CMD_IOCTL_ENCODE", "6.4", true},
+	{fUserCopy, "USER_COPY", "6.5", true},
+	{fZoned, "ZONED", "6.6", true},
+	{fUserRecoveryFailIO, "USER_RECOVERY_FAIL_IO", "6.13", false},
+	{fUpdateSize, "UPDATE_SIZE", "6.16", false},
+	{fAutoBufReg, "AUTO_BUF_REG", "6.16", false},
+	{fQuiesce, "QUIESCE", "6.16", false},
+	{fPerIODaemon, "PER_IO_DAEMON", "6.16", false},
+	{fBufRegOffDaemon, "BUF_REG_OFF_DAEMON", "6.17", false},
+	{fBatchIO, "BATCH_IO", "7.0", false},
+	{fIntegrity, "INTEGRITY", "7.0", false},
+	{fSafeStopDev, "SAFE_STOP_DEV", "7.0", false},
+	{fNoAutoPartScan, "NO_AUTO_PART_SCAN", "7.0", false},
+	{fShmemZC, "SHMEM_ZC", "7.1", false},
+}
+
+// String names the bits that are set; unknown ones by number.
+func (f Features) String() string {
+	var names []string
+	for _, t := range FeatureTable {
+		if f.Has(t.Bit) {
+			names = append(names, t.Name)
+			f &^= t.Bit
+		}
+	}
+	if f != 0 {
+		names = append(names, fmt.Sprintf("%#x", uint64(f)))
+	}
+	return strings.Join(names, "|")
+}
+
+// Check names the required features that are missing, in one sentence.
+func (f Features) Check() error {
+	var lack []string
+	for _, t := range FeatureTable {
+		if t.Required && !f.Has(t.Bit) {
+			lack = append(lack, fmt.Sprintf("%s (Linux %s)", t.Name, t.Since))
+		}
+	}
+	if lack == nil {
+		return nil
+	}
+	return fmt.Errorf("ublk: this kernel's driver lacks %s: use a kernel that has it, built with CONFIG_BLK_DEV_ZONED", strings.Join(lack, ", "))
+}

@@ -1,0 +1,292 @@
+package ublk
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+	"os"
+	"runtime"
+	"sync/atomic"
+	"syscall"
+	"unsafe"
+
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/qzbd/qzbd/uring"
+	"github.com/qzbd/qzbd/zns"
+)
+
+// Registered files of a queue's ring.
+const (
+	fileChar = iota // /dev/ublkcN
+	fileData        // what extents refer to
+)
+
+// window is the number of a request's extents in flight at once. The ring is
+// sized for it, so that its completion queue never overflows.
+const window = 8
+
+// queue is a hardware queue: the tags of one thread with one ring. Everything
+// but the mailbox belongs to that thread.
+type queue struct {
+	id     uint16
+	dev    *Device
+	target Target
+	ring   *uring.Ring
+	debug  bool // checked once: a request must not pay for a log that is off
+
+	charFD int
+	mapped []byte   // of charFD
+	descs  []ioDesc // in mapped, written by the kernel
+	tags   []request
+	live   int // tags that the kernel may still use
+	// commit hands the answer of a tag to the kernel and fetches the tag's
+	// next request.
+	commit func(tag uint16, result int32, addr uint64) error
+
+	bufs  buffers
+	visit func(uring.CQE) // q.completed, bound once
+	err   error           // the ring broke: the loop must end
+	quit  atomic.Bool     // set by another goroutine before a wake-up
+
+	mailbox atomic.Pointer[request] // requests that come back, newest first
+}
+
+// request is what a tag carries. Its zns.Request belongs to the Target between
+// Begin and Answer, the rest to the queue.
+type request struct {
+	zns.Request
+
+	queue *queue
+	tag   uint16
+	busy  bool // the kernel waits for an answer
+	step  zns.Step
+	op    *operation
+	bytes int32    // what success is answered with
+	next  *request // in the mailbox or in the workers' list
+
+	data transfer
+}
+
+// newQueue makes the queue without anything of the kernel's.
+func newQueue(d *Device, id uint16) *queue {
+	q := &queue{
+		id: id, dev: d, target: d.target, charFD: d.charFD,
+		debug: d.log.Core().Enabled(zap.DebugLevel),
+		tags:  make([]request, d.cfg.Depth),
+	}
+	q.commit = q.submitCommit
+	q.visit = q.completed
+	for i := range q.tags {
+		r := &q.tags[i]
+		r.queue, r.tag = q, uint16(i)
+		r.Extents = make([]zns.Extent, 0, window)
+		r.Wake = func(z *zns.Request) {
+			r.step = z.Next
+			q.post(r)
+		}
+	}
+	return q
+}
+
+// open makes the ring and maps the memory. It is called on the queue's thread.
+func (q *queue) open() error {
+	depth := len(q.tags)
+	// A tag is either with the kernel or has up to window extents in flight;
+	// there are twice as many CQEs as SQEs.
+	entries := min(1<<bits.Len(uint(depth*window/2+controlEntries)), uring.MaxEntries)
+	ring, err := uring.New(uint32(entries), uring.SingleIssuer)
+	if err != nil {
+		return err
+	}
+	q.ring = ring
+	if err := ring.RegisterFiles(q.charFD, q.dev.cfg.DataFD); err != nil {
+		return err
+	}
+	return q.bufs.open(depth, q.dev.cfg.MaxIO)
+}
+
+// openDescs maps the descriptors that the kernel writes for this queue.
+func (q *queue) openDescs() error {
+	depth := len(q.tags)
+	b, err := unix.Mmap(q.charFD, int64(q.id)*descShare, roundup(depth*ioDescSize, os.Getpagesize()),
+		unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("ublk: map the descriptors of queue %d: %w", q.id, err)
+	}
+	q.mapped, q.descs = b, unsafe.Slice((*ioDesc)(unsafe.Pointer(&b[0])), depth)
+	return nil
+}
+
+func roundup(n, to int) int { return (n + to - 1) / to * to }
+
+// close frees what open and openDescs made. The kernel then takes back what it
+// still expects of this queue.
+func (q *queue) close() {
+	if q.ring != nil {
+		q.ring.Close()
+	}
+	if q.mapped != nil {
+		// Before the device is deleted: the mapping holds the char device.
+		unix.Munmap(q.mapped)
+		q.mapped, q.descs = nil, nil
+	}
+	if q.live == 0 {
+		q.bufs.close()
+	}
+	// Otherwise I/O may be in flight that the kernel has not cancelled yet:
+	// its memory must not become somebody else's.
+}
+
+// run serves the queue until the kernel has taken all tags back, or until
+// something breaks. ready is told once whether the queue serves.
+//
+// ublk binds a tag to the thread that fetched it, and takes the end of that
+// thread for the death of the server: the goroutine keeps its thread for life
+// and lives as long as there are tags.
+func (q *queue) run(ready chan<- error) error {
+	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+	defer q.close()
+	if err := q.begin(); err != nil {
+		ready <- err
+		return nil
+	}
+	ready <- nil
+	for q.live > 0 {
+		if err := q.turn(); err != nil {
+			return fmt.Errorf("ublk: queue %d: %w", q.id, err)
+		}
+		if q.quit.Load() {
+			return nil
+		}
+	}
+	return nil
+}
+
+// begin fetches every tag. The kernel refuses a fetch at once or not at all.
+func (q *queue) begin() error {
+	if err := q.open(); err != nil {
+		return err
+	}
+	if err := q.openDescs(); err != nil {
+		return err
+	}
+	for tag := range q.tags {
+		if err := q.command(ioFetchReq, ioCmd{QID: q.id, Tag: uint16(tag), Result: -1}); err != nil {
+			return err
+		}
+		q.live++
+	}
+	if err := q.ring.Submit(); err != nil {
+		return err
+	}
+	q.ring.ForEach(q.visit)
+	return q.err
+}
+
+// turn is one round of the loop: one system call hands over all that the last
+// turn queued and waits for more.
+func (q *queue) turn() error {
+	if err := q.ring.SubmitAndWait(1); err != nil {
+		return err
+	}
+	q.ring.ForEach(q.visit)
+	q.collect()
+	return q.err
+}
+
+// What the data of an SQE says about its CQE: what it is about, the slot of a
+// transfer, the tag.
+const (
+	aboutTag   = iota << 56 // a fetch, or a commit and fetch
+	aboutData  = iota << 56
+	aboutMask  = 0xff << 56
+	slotOff    = 16
+	tagDataMax = 1<<16 - 1
+)
+
+// completed handles one CQE.
+func (q *queue) completed(c uring.CQE) {
+	r := &q.tags[c.Data&tagDataMax]
+	switch c.Data & aboutMask {
+	case aboutTag:
+		q.fetched(r, c.Res)
+	case aboutData:
+		q.moved(r, int(c.Data>>slotOff&(window-1)), c.Res)
+	}
+}
+
+// fetched handles the kernel's word about a tag: a request, or the end.
+func (q *queue) fetched(r *request, res int32) {
+	switch res {
+	case ioResOK:
+		q.serve(r)
+	case ioResAbort:
+		q.live--
+	default:
+		// Not an error of a request: the kernel refused the command itself.
+		q.broken(fmt.Errorf("the kernel refused a command for tag %d: %w", r.tag, syscall.Errno(-res)))
+	}
+}
+
+// broken ends the loop after this turn: the ring or the kernel failed in a way
+// that no request can be answered for.
+func (q *queue) broken(err error) {
+	if q.err == nil && err != nil {
+		q.err = err
+	}
+}
+
+// command queues an I/O command.
+func (q *queue) command(op uint32, cmd ioCmd) error {
+	return q.ring.Cmd(uring.Fixed(fileChar), op, (*[16]byte)(unsafe.Pointer(&cmd)), aboutTag|uint64(cmd.Tag))
+}
+
+func (q *queue) submitCommit(tag uint16, result int32, addr uint64) error {
+	return q.command(ioCommitAndFetchReq, ioCmd{QID: q.id, Tag: tag, Result: result, Addr: addr})
+}
+
+// post gives a request back to its queue, from any goroutine. Only the first
+// of a burst pays for the wake-up: the queue takes all there are.
+func (q *queue) post(r *request) {
+	for {
+		newest := q.mailbox.Load()
+		r.next = newest
+		if q.mailbox.CompareAndSwap(newest, r) {
+			if newest == nil {
+				q.ring.Wake()
+			}
+			return
+		}
+	}
+}
+
+// collect goes on with the requests that were posted, in their order.
+func (q *queue) collect() {
+	if q.mailbox.Load() == nil {
+		return
+	}
+	var oldest *request
+	for r := q.mailbox.Swap(nil); r != nil; {
+		older := r.next
+		r.next, oldest = oldest, r
+		r = older
+	}
+	for r := oldest; r != nil; {
+		next := r.next
+		r.next = nil
+		q.advance(r, r.step)
+		r = next
+	}
+}
+
+// abort ends the loop from another goroutine, requests or not.
+func (q *queue) abort() {
+	q.quit.Store(true)
+	if q.ring != nil {
+		q.ring.Wake()
+	}
+}
+
+var errTooLarge = errors.New("the request is larger than the device's largest")
