@@ -172,7 +172,9 @@ func (m *memMedia) Round() error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.synced = captured
+	for i, wp := range captured {
+		m.synced[i] = max(m.synced[i], wp)
+	}
 	m.rounds++
 	return nil
 }
@@ -191,6 +193,7 @@ func (m *memMedia) Reset(zones []uint32) error {
 			panic("Reset of a conventional zone")
 		}
 		m.wp[i] = uint64(i) * m.g.ZoneSize
+		m.synced[i] = m.wp[i]
 		m.drop(m.wp[i], m.wp[i]+m.g.ZoneSize)
 	}
 	return nil
