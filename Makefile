@@ -8,7 +8,7 @@ UNITDIR ?= /usr/lib/systemd/system
 MODULESDIR ?= /usr/lib/modules-load.d
 FUZZTIME ?= 20s
 
-.PHONY: build vm install demo test unit race fuzz vm-test test-native lint clean
+.PHONY: build vm driver install demo test unit race fuzz vm-test test-native lint clean
 
 build: # a second -ldflags replaces the first, so it repeats it
 	go build -ldflags='-checklinkname=0 -X main.version=$(version)' -o bin/qzbd ./cmd/qzbd
@@ -24,20 +24,24 @@ install: build
 demo: build vm
 	go run ./tests/demo
 
-test: # all stages; "go run ./tests/all -help" lists them
-	go run ./tests/all
+# Not by "go run", which has a last word of its own.
+test: driver # all stages; "bin/all -help" lists them
+	bin/all
 
-unit race lint:
-	go run ./tests/all -only $@
+unit race lint: driver
+	bin/all -only $@
 
-vm-test:
-	go run ./tests/all -only deps,build,kernel-6.12,kernel-7,machine
+vm-test: driver
+	bin/all -only deps,build,kernel-6.12,kernel-7,machine
+
+driver:
+	go build -o bin/all ./tests/all
 
 test-native: build # on this machine's own kernel, as root
 	go test -count=1 -tags kernel -v ./tests/kernel
 
-fuzz:
-	go run ./tests/all -only fuzz -fuzztime $(FUZZTIME)
+fuzz: driver
+	bin/all -only fuzz -fuzztime $(FUZZTIME)
 
 clean:
 	rm -rf bin

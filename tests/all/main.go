@@ -52,7 +52,7 @@ func main() {
 	serial := flag.Bool("serial", false, "one stage at a time")
 	run := flag.String("run", "", "only the kernel tests that match the `regexp`")
 	flag.Usage = func() {
-		fmt.Fprintln(os.Stderr, "usage: go run ./tests/all [flags]")
+		fmt.Fprintln(os.Stderr, "usage: all [flags]")
 		flag.PrintDefaults()
 		fmt.Fprintln(os.Stderr, "stages:")
 		for _, s := range stages("", "") {

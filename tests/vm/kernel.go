@@ -35,6 +35,9 @@ var suites = map[Series][]string{
 // again. Versions roll every few days; boots happen every few seconds.
 const freshFor = 24 * time.Hour
 
+// retryAfter is how long we leave an archive alone that did not answer.
+const retryAfter = time.Hour
+
 // state is the file SERIES.json in the cache: what the index said last.
 type state struct {
 	Release, Version string
@@ -88,7 +91,8 @@ func ensure(ctx context.Context, series Series, log io.Writer, fresh time.Durati
 	k, err := fetch(ctx, cache, series, log)
 	if err != nil && old.Release != "" && ctx.Err() == nil {
 		fmt.Fprintf(log, "vm: using linux %s from the cache: %v\n", old.Release, err)
-		return old, nil
+		// Not at every boot from now on, but soon.
+		return old, old.remember(cache, series, time.Now().Add(retryAfter-freshFor))
 	}
 	return k, err
 }
@@ -114,6 +118,15 @@ func kernelIn(cache, release, version string) Kernel {
 	return Kernel{Release: release, Version: version, Dir: filepath.Join(cache, "linux-"+version)}
 }
 
+// remember notes that k is what the index of the series has.
+func (k Kernel) remember(cache string, series Series, checked time.Time) error {
+	b, err := json.Marshal(state{k.Release, k.Version, checked})
+	if err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(cache, string(series)+".json"), b)
+}
+
 // lockFile takes an exclusive lock that dies with us.
 func lockFile(name string) (unlock func(), err error) {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o644)
@@ -137,8 +150,7 @@ func fetch(ctx context.Context, cache string, series Series, log io.Writer) (Ker
 	for _, suite := range suites[series] {
 		k, err := fetchFrom(ctx, cache, series, mirror, suite, log)
 		if err == nil {
-			b, _ := json.Marshal(state{k.Release, k.Version, time.Now()})
-			return k, writeFile(filepath.Join(cache, string(series)+".json"), b)
+			return k, k.remember(cache, series, time.Now())
 		}
 		errs = append(errs, err)
 	}
