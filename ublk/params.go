@@ -66,8 +66,10 @@ func deviceParams(c Config, g zns.Geometry) (params, error) {
 			ChunkSectors: uint32(g.ZoneSize >> sectorShift),
 			DevSectors:   g.Size >> sectorShift,
 		},
-		// No discard: a zone is reset.
+		// No discard: a zone is reset. The granularity must be there all
+		// the same.
 		Discard: paramsDiscard{
+			Granularity:           1 << physicalShift,
 			MaxWriteZeroesSectors: uint32(min(g.ZoneSize, maxWriteZeroes) >> sectorShift),
 		},
 		Zoned: paramsZoned{

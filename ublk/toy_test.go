@@ -251,10 +251,3 @@ func (x *toy) Work(r *zns.Request) zns.Step {
 }
 
 func (z *toyZone) reset() { z.WP, z.done, z.Cond = z.Start, z.Start, zns.CondEmpty }
-
-// count returns how often Begin saw the operation.
-func (x *toy) count(op zns.Op) int {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.calls[op]
-}
