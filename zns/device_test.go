@@ -3,6 +3,8 @@ package zns
 import (
 	"errors"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -177,20 +179,44 @@ func TestTraceSeesEveryChange(t *testing.T) {
 }
 
 func TestARequestMisusedPanics(t *testing.T) {
-	r := newRig(t, Geometry{})
-	q := r.begin(OpAppend, 0, 0, 512, 1).ready()
-	for name, f := range map[string]func(){
-		"Begin twice": func() { r.d.Begin(&q.Request) },
-		"Work":        func() { r.d.Work(&q.Request) },
-		"End twice":   func() { q.end(nil); q.end(nil) },
+	for name, f := range map[string]func(r *rig, q *manual){
+		"Begin twice":     func(r *rig, q *manual) { r.d.Begin(&q.Request) },
+		"Work without":    func(r *rig, q *manual) { r.d.Work(&q.Request) },
+		"End twice":       func(r *rig, q *manual) { q.end(nil); q.end(nil) },
+		"data too short":  func(r *rig, q *manual) { q.data = q.data[1:]; q.end(nil) },
+		"SetCond to full": func(r *rig, q *manual) { _ = r.d.SetCond(1, CondFull) },
 	} {
+		r := newRig(t, Geometry{})
+		q := r.begin(OpAppend, 0, 0, 512, 1).ready()
 		func() {
 			defer func() {
 				if recover() == nil {
 					t.Errorf("%s did not panic", name)
 				}
 			}()
-			f()
+			f(r, q)
 		}()
 	}
+}
+
+func TestAReportNeverShowsHalfAChange(t *testing.T) {
+	r := newRig(t, Geometry{ZoneCapacity: 1024})
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for !stop.Load() {
+			z := r.d.Zone(1)
+			if wp := z.WP - z.Start; (z.Cond == CondFull) != (wp == 1024) || z.Cond == CondEmpty && wp != 0 {
+				t.Errorf("zone is %v at %#x", z.Cond, wp)
+				return
+			}
+		}
+	})
+	for range 2_000 {
+		r.ok(r.write(1, 0, 512, 1))
+		r.ok(r.write(1, 512, 512, 1))
+		r.ok(r.manage(OpReset, 1))
+	}
+	stop.Store(true)
+	wg.Wait()
 }

@@ -28,8 +28,6 @@ type storm struct {
 	records []*record
 	resets  [][]span // successful ones, per zone
 	trace   []Cond
-	open    int
-	active  int
 	stop    atomic.Bool
 }
 
