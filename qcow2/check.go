@@ -1,0 +1,351 @@
+package qcow2
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+)
+
+// CheckReport is the result of Check. The JSON names are qemu-img's where it
+// has the same number.
+type CheckReport struct {
+	Corruptions int64 `json:"corruptions"`
+	Leaks       int64 `json:"leaks"` // clusters
+
+	TotalClusters     int64 `json:"total-clusters"`     // of the device
+	AllocatedClusters int64 `json:"allocated-clusters"` // of the device
+	ImageEnd          int64 `json:"image-end-offset"`   // bytes
+
+	// Dirty: refcounts mean nothing until the image is next opened for writing,
+	// which counts them anew; they were not looked at.
+	Dirty bool `json:"dirty-flag"`
+	// Ahead counts mappings above a write pointer, where they cannot be read. In
+	// a dirty image they are leaks.
+	Ahead int64 `json:"clusters-above-write-pointer"`
+
+	// Messages has the first of what was found, a sentence each.
+	Messages []string `json:"messages,omitempty"`
+	Omitted  int64    `json:"messages-omitted,omitempty"`
+}
+
+// The exit codes of qemu-img check.
+const (
+	exitClean   = 0
+	exitCorrupt = 2
+	exitLeaks   = 3
+)
+
+// ExitCode is qemu-img check's: 0 clean, 2 corruption, 3 leaks and nothing
+// worse.
+func (r *CheckReport) ExitCode() int {
+	switch {
+	case r.Corruptions > 0:
+		return exitCorrupt
+	case r.Leaks > 0:
+		return exitLeaks
+	}
+	return exitClean
+}
+
+// checkMessages is how many findings are told in words.
+const checkMessages = 100
+
+func (r *CheckReport) say(format string, args ...any) {
+	if len(r.Messages) == checkMessages {
+		r.Omitted++
+		return
+	}
+	r.Messages = append(r.Messages, fmt.Sprintf(format, args...))
+}
+
+func (r *CheckReport) corrupt(format string, args ...any) {
+	r.Corruptions++
+	r.say("corruption: "+format, args...)
+}
+
+func (r *CheckReport) leak(n int64, format string, args ...any) {
+	r.Leaks += n
+	r.say("leak: "+format, args...)
+}
+
+// Check compares what refers to the clusters of an image with its refcounts,
+// and the mappings with the write pointers. It reads only. progress may be nil;
+// it is told how many table entries of how many have been looked at.
+//
+// An error means that the check could not be done, also because ReadHeader
+// refuses the image.
+func Check(f File, progress func(done, total int64)) (*CheckReport, error) {
+	h, err := ReadHeader(f)
+	if err != nil {
+		return nil, err
+	}
+	size, err := f.Size()
+	if err != nil {
+		return nil, err
+	}
+	if progress == nil {
+		progress = func(int64, int64) {}
+	}
+	c := &checker{f: f, h: h, progress: progress}
+	c.rep.Dirty = h.Dirty()
+	c.rep.TotalClusters = int64((h.Size-1)>>h.ClusterBits) + 1
+	c.rep.ImageEnd = size
+	if c.rep.Dirty {
+		c.rep.say("note: the image was not closed; its refcounts are counted anew when it is next opened for writing, and were not checked")
+	}
+	if err := c.readPointers(); err != nil {
+		return nil, err
+	}
+	if err := c.readTable(); err != nil {
+		return nil, err
+	}
+	c.total = int64(h.L1Size) + int64(len(c.table))
+	if err := walk(f, h, !c.rep.Dirty, c.visit); err != nil {
+		return nil, err
+	}
+	if !c.rep.Dirty {
+		if err := c.compareBlocks(); err != nil {
+			return nil, err
+		}
+		c.findUncounted()
+	}
+	c.progress(c.total, c.total)
+	return &c.rep, nil
+}
+
+type checker struct {
+	f        File
+	h        *Header
+	rep      CheckReport
+	progress func(done, total int64)
+	total    int64 // table entries
+
+	masked []uint64 // per zone: device offset from which mappings are ahead
+	refs   refMap
+	table  []uint64 // the refcount table
+	blocks blockCache
+}
+
+// readPointers reads zonedmeta entry by entry: one that is damaged must not
+// hide the others.
+func (c *checker) readPointers() error {
+	h := c.h
+	raw := make([]byte, h.Zoned.MetaSize)
+	if err := readPadded(c.f, raw, h.Zoned.MetaOffset); err != nil {
+		return fmt.Errorf("read zonedmeta: %w", err)
+	}
+	cs := uint64(h.ClusterSize())
+	partly := uint32(0)
+	c.masked = make([]uint64, h.Zoned.NrZones)
+	for i := range h.Zoned.NrZones {
+		start := h.ZoneStart(i)
+		c.masked[i] = start + h.ZoneLength(i)
+		wp, err := h.decodeEntry(raw[8*i:], i)
+		if err != nil {
+			c.rep.corrupt("%v", err)
+			continue
+		}
+		if i < h.Zoned.Conventional {
+			continue
+		}
+		c.masked[i] = (wp + cs - 1) &^ (cs - 1)
+		if wp > start && wp < start+h.ZoneCapacity(i) {
+			partly++
+		}
+	}
+	if limit := h.Zoned.MaxActive; limit != 0 && partly > limit {
+		c.rep.say("note: %d zones are neither empty nor full, max_active_zones is %d: no more zones can be written until some are full or reset", partly, limit)
+	}
+	return nil
+}
+
+func (c *checker) readTable() error {
+	raw := make([]byte, int64(c.h.RefTableClusters)<<c.h.ClusterBits)
+	if err := readPadded(c.f, raw, c.h.RefTableOffset); err != nil {
+		return fmt.Errorf("read refcount table: %w", err)
+	}
+	c.table = make([]uint64, len(raw)/8)
+	for i := range c.table {
+		c.table[i] = binary.BigEndian.Uint64(raw[8*i:])
+	}
+	return nil
+}
+
+// visit counts one reference.
+func (c *checker) visit(r *ref) error {
+	if r.kind == RefL2 {
+		c.progress(r.index, c.total)
+	}
+	if r.bad != "" {
+		c.rep.corrupt("%s %s", r, r.bad)
+		return nil
+	}
+	data := r.kind == RefData || r.kind == RefCompressed
+	for at := r.off &^ (c.h.ClusterSize() - 1); at < r.off+r.n; at += c.h.ClusterSize() {
+		shared, err := c.refs.add(at>>c.h.ClusterBits, !data)
+		if err != nil {
+			return err
+		}
+		if shared || c.rep.Dirty && r.kind == RefData && c.refs.count(at>>c.h.ClusterBits) > 1 {
+			c.rep.corrupt("%s overlaps another structure in the cluster at %#x", r, at)
+			switch r.kind {
+			case RefRefBlock:
+				c.table[r.index] = 0 // a block is not compared twice
+			case RefL2:
+				return errSkip
+			}
+		}
+	}
+	switch r.kind {
+	case RefL2:
+		return c.checkCopied(r, L1Entry(r.entry).Copied())
+	case RefData:
+		c.rep.AllocatedClusters++
+		c.checkAhead(r)
+		return c.checkCopied(r, L2Entry(r.entry).Copied())
+	case RefCompressed:
+		c.rep.AllocatedClusters++
+		if L2Entry(r.entry).Copied() {
+			c.rep.corrupt("%s has the copied flag, which a compressed cluster must not have", r)
+		}
+	}
+	return nil
+}
+
+// checkAhead finds a mapping that no read can reach.
+func (c *checker) checkAhead(r *ref) {
+	z := r.guest / c.h.Zoned.ZoneSize
+	if z < uint64(len(c.masked)) && r.guest < c.masked[z] {
+		return
+	}
+	c.rep.Ahead++
+	if !c.rep.Dirty {
+		return
+	}
+	if z >= uint64(len(c.masked)) {
+		c.rep.leak(1, "%s is beyond the end of the device", r)
+		return
+	}
+	c.rep.leak(1, "%s is above the write pointer of zone %d", r, z)
+}
+
+// checkCopied compares the copied flag of an entry with the refcount it is a
+// copy of.
+func (c *checker) checkCopied(r *ref, copied bool) error {
+	if c.rep.Dirty {
+		return nil
+	}
+	n, err := c.refcount(r.off >> c.h.ClusterBits)
+	if err != nil {
+		return err
+	}
+	if copied != (n == 1) && n != 0 { // a refcount of 0 is found by compareBlocks
+		c.rep.corrupt("%s has the copied flag %v, but a refcount of %d", r, copied, n)
+	}
+	return nil
+}
+
+// refBlockAt returns where refcount block i is, 0 if there is none that can be
+// read.
+func (c *checker) refBlockAt(i int64) int64 {
+	if i >= int64(len(c.table)) {
+		return 0
+	}
+	off := int64(c.table[i])
+	if off < 0 || off&(c.h.ClusterSize()-1) != 0 || off >= c.rep.ImageEnd {
+		return 0 // the walk has told
+	}
+	return off
+}
+
+// refcount returns what the image has as refcount of a cluster.
+func (c *checker) refcount(cluster int64) (uint64, error) {
+	n := c.h.refBlockEntries()
+	at := c.refBlockAt(cluster / n)
+	if at == 0 {
+		return 0, nil
+	}
+	block, err := c.blocks.read(c.f, at, c.h.ClusterSize())
+	if err != nil {
+		return 0, err
+	}
+	return refcountAt(block, c.h.RefcountOrder, int(cluster%n)), nil
+}
+
+// compareBlocks compares every refcount there is with the references counted.
+func (c *checker) compareBlocks() error {
+	n := c.h.refBlockEntries()
+	block := make([]byte, c.h.ClusterSize())
+	for i := range c.table {
+		c.progress(int64(c.h.L1Size)+int64(i), c.total)
+		at := c.refBlockAt(int64(i))
+		if at == 0 {
+			continue
+		}
+		if err := readPadded(c.f, block, at); err != nil {
+			return fmt.Errorf("read refcount block at %#x: %w", at, err)
+		}
+		for k := range n {
+			c.compare(int64(i)*n+k, refcountAt(block, c.h.RefcountOrder, int(k)))
+		}
+	}
+	return nil
+}
+
+func (c *checker) compare(cluster int64, refcount uint64) {
+	refs := c.refs.count(cluster)
+	switch {
+	case refcount < refs:
+		c.rep.corrupt("the cluster at %#x has refcount %d, but %d references", cluster<<c.h.ClusterBits, refcount, refs)
+	case refcount > refs && refs == maxRefs:
+		// More references than are counted.
+	case refcount > refs:
+		c.rep.leak(1, "the cluster at %#x has refcount %d, but %d references", cluster<<c.h.ClusterBits, refcount, refs)
+	}
+}
+
+// findUncounted finds references to clusters for which there is no refcount
+// block.
+func (c *checker) findUncounted() {
+	n := c.h.refBlockEntries()
+	for cluster := range c.refs.all() {
+		if c.refBlockAt(cluster/n) == 0 {
+			c.compare(cluster, 0)
+		}
+	}
+}
+
+// blockCache keeps the last few blocks of refcounts read. A zone's clusters lie
+// together, so that it nearly always has the one that is asked for.
+type blockCache struct {
+	blocks []cachedBlock // the last one used first
+}
+
+type cachedBlock struct {
+	at   int64
+	data []byte
+}
+
+const cachedBlocks = 8
+
+func (b *blockCache) read(f File, at, n int64) ([]byte, error) {
+	i := slices.IndexFunc(b.blocks, func(c cachedBlock) bool { return c.at == at })
+	var c cachedBlock
+	switch {
+	case i >= 0:
+		c = b.blocks[i]
+		b.blocks = slices.Delete(b.blocks, i, i+1)
+	case len(b.blocks) == cachedBlocks:
+		c, b.blocks = b.blocks[cachedBlocks-1], b.blocks[:cachedBlocks-1]
+	default:
+		c.data = make([]byte, n)
+	}
+	if i < 0 {
+		c.at = at
+		if err := readPadded(f, c.data, at); err != nil {
+			return nil, fmt.Errorf("read refcount block at %#x: %w", at, err)
+		}
+	}
+	b.blocks = slices.Insert(b.blocks, 0, c)
+	return c.data, nil
+}

@@ -1,0 +1,71 @@
+package qcow2
+
+import (
+	"fmt"
+	"iter"
+)
+
+// refMap counts the references to each cluster. It takes memory only for parts
+// of the file that are referred to: two bytes per cluster.
+type refMap struct {
+	pages map[int64]*refPage
+}
+
+const (
+	refPageSize = 1 << 14 // clusters
+	// maxRefPages bounds a check's memory to 2 GiB: 64 TiB of clusters of the
+	// usual size.
+	maxRefPages = 1 << 16
+
+	maxRefs  = 1<<15 - 1 // counted references; the count stays there
+	metadata = 1 << 15   // one of the references is not a data cluster's
+)
+
+type refPage [refPageSize]uint16
+
+// add counts a reference. shared is true if metadata shares the cluster with
+// anything else.
+func (m *refMap) add(cluster int64, meta bool) (shared bool, err error) {
+	page := m.pages[cluster/refPageSize]
+	if page == nil {
+		if len(m.pages) == maxRefPages {
+			return false, fmt.Errorf("the image refers to more than %d clusters all over the file: too many to check", maxRefPages*refPageSize)
+		}
+		if m.pages == nil {
+			m.pages = make(map[int64]*refPage)
+		}
+		page = new(refPage)
+		m.pages[cluster/refPageSize] = page
+	}
+	v := &page[cluster%refPageSize]
+	shared = *v&metadata != 0 || meta && *v != 0
+	if *v&^metadata < maxRefs {
+		*v++
+	}
+	if meta {
+		*v |= metadata
+	}
+	return shared, nil
+}
+
+// count returns how many references a cluster has, maxRefs for that or more.
+func (m *refMap) count(cluster int64) uint64 {
+	page := m.pages[cluster/refPageSize]
+	if page == nil {
+		return 0
+	}
+	return uint64(page[cluster%refPageSize] &^ metadata)
+}
+
+// all yields the clusters that have references, in no order.
+func (m *refMap) all() iter.Seq[int64] {
+	return func(yield func(int64) bool) {
+		for p, page := range m.pages {
+			for i, v := range page {
+				if v != 0 && !yield(p*refPageSize+int64(i)) {
+					return
+				}
+			}
+		}
+	}
+}
