@@ -182,6 +182,10 @@ func (d *driver) runStage(ctx context.Context, o *outcome) {
 	for _, f := range o.failures {
 		d.say("--- FAIL %s\n%s", f.name, indent(f.output))
 	}
+	if err != nil && strings.Contains(err.Error(), "\npanic: ") {
+		// test2json has not seen it: panics go to stderr.
+		d.say("%s", indent(err.Error()))
+	}
 	d.say("=== %s: %s in %s", o.name, o.verdict(), round(o.took))
 }
 
