@@ -75,8 +75,10 @@ type Request struct {
 	// Err is the outcome at Answer.
 	Err error
 
-	// Wake is called once after each Wait, from any goroutine, with Next set
-	// to Answer or Work. It must not block and must not call the Device.
+	// Wake is called once for each Wait, from any goroutine, with Next set to
+	// Answer or Work. It must not block and must not call the Device. It may
+	// come before the call that returns Wait has returned: whoever gets Wait
+	// leaves the request alone until Wake.
 	Wake func(*Request)
 	Next Step
 
