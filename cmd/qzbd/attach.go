@@ -1,0 +1,259 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/qzbd/qzbd/qcow2"
+)
+
+// attachOptions are the flags of attach.
+type attachOptions struct {
+	image      string
+	id         int
+	queues     int
+	depth      int
+	blockSize  int
+	foreground bool
+	logLevel   string
+}
+
+// The background server is this program again, with the locked image and the
+// readiness pipe as its first inherited files. The image is the same open file
+// description, so the lock never lapses.
+const (
+	backgroundEnv = "QZBD_BACKGROUND"
+	imageFD       = 3
+	readyFD       = 4
+)
+
+func attachCommand() *cobra.Command {
+	var o attachOptions
+	cmd := &cobra.Command{
+		Use:   "attach IMAGE",
+		Short: "Serve an image as a zoned block device",
+		Long: `Attach makes IMAGE a host-managed zoned block device, prints its node,
+/dev/ublkbN, once the device is usable, and serves it in the background until
+qzbd detach or SIGTERM.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			o.image = args[0]
+			if err := o.validate(); err != nil {
+				return err
+			}
+			switch {
+			case os.Getenv(backgroundEnv) != "":
+				return attachInBackground(&o)
+			case o.foreground:
+				return attachInForeground(&o)
+			}
+			return attachAndReturn(&o)
+		},
+	}
+	f := cmd.Flags()
+	f.IntVar(&o.id, "id", -1, "device number N of /dev/ublkbN (default: the first free one)")
+	f.IntVar(&o.queues, "queues", 1, "hardware queues, one thread each")
+	f.IntVar(&o.depth, "depth", 128, "requests in flight per queue")
+	f.IntVar(&o.blockSize, "block-size", 512, "logical block size in bytes, 512 or 4096")
+	f.BoolVar(&o.foreground, "foreground", false, "serve in this process; for service managers")
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error; debug logs every request")
+	return cmd
+}
+
+func (o *attachOptions) validate() error {
+	var errs []error
+	if o.id < -1 || o.id >= 1<<20 {
+		errs = append(errs, fmt.Errorf("--id %d: device numbers are 0 to 1048575", o.id))
+	}
+	if max := min(runtime.NumCPU(), 4096); o.queues < 1 || o.queues > max {
+		errs = append(errs, fmt.Errorf("--queues %d: this machine's kernel takes 1 to %d, the number of its CPUs", o.queues, max))
+	}
+	if o.depth < 1 || o.depth > 4096 {
+		errs = append(errs, fmt.Errorf("--depth %d: the kernel takes 1 to 4096", o.depth))
+	}
+	if o.blockSize != 512 && o.blockSize != 4096 {
+		errs = append(errs, fmt.Errorf("--block-size %d: choose 512 or 4096", o.blockSize))
+	}
+	if _, err := zapcore.ParseLevel(o.logLevel); err != nil {
+		errs = append(errs, fmt.Errorf("--log-level %s: choose debug, info, warn or error", o.logLevel))
+	}
+	return errors.Join(errs...)
+}
+
+// openImage opens and locks the image. The lock belongs to the returned file.
+func openImage(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a regular file: only image files can be attached", path)
+	}
+	if err == nil {
+		if err = qcow2.Lock(f, true); err != nil {
+			err = explainInUse(err, path)
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// attachAndReturn starts the server in the background and waits until it is
+// ready or has failed.
+func attachAndReturn(o *attachOptions) error {
+	image, err := openImage(o.image)
+	if err != nil {
+		return err
+	}
+	defer image.Close()
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	abs, err := filepath.Abs(o.image)
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(self, "attach", abs,
+		fmt.Sprintf("--id=%d", o.id), fmt.Sprintf("--queues=%d", o.queues),
+		fmt.Sprintf("--depth=%d", o.depth), fmt.Sprintf("--block-size=%d", o.blockSize),
+		"--log-level="+o.logLevel)
+	cmd.Env = append(os.Environ(), backgroundEnv+"=1")
+	cmd.Dir = "/"
+	cmd.ExtraFiles = []*os.File{image, w} // imageFD, readyFD
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return errors.Join(err, w.Close())
+	}
+	if err := w.Close(); err != nil {
+		return err
+	}
+	return awaitReady(cmd, r)
+}
+
+// awaitReady reads what the server says over the pipe: log lines, then one of
+// "ready NODE" and "error MESSAGE".
+func awaitReady(cmd *exec.Cmd, r io.Reader) error {
+	br := bufio.NewReader(r)
+	for {
+		line, err := br.ReadString('\n')
+		if err != nil {
+			werr := cmd.Wait()
+			return fmt.Errorf("the server died before the device was usable (%v)", werr)
+		}
+		word, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+		switch word {
+		case "ready":
+			fmt.Println(rest)
+			return cmd.Process.Release()
+		case "error":
+			_ = cmd.Wait() // its exit status says less than the message
+			return errors.New(strings.ReplaceAll(rest, "\x00", "\n"))
+		}
+	}
+}
+
+// attachInBackground is the server's side of attachAndReturn.
+func attachInBackground(o *attachOptions) error {
+	syscall.CloseOnExec(imageFD)
+	syscall.CloseOnExec(readyFD)
+	image, pipe := os.NewFile(imageFD, o.image), os.NewFile(readyFD, "readiness pipe")
+	// What is left over from the terminal must not keep it, or a pipe of the
+	// caller's, open.
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	log := &lateFile{}
+	logger := newLogger(o.logLevel, log)
+	ready := false
+	err = serve(o, image, logger, func(s *state) error {
+		if err := log.open(s.logPath()); err != nil {
+			return err
+		}
+		for fd := range 3 {
+			if err := syscall.Dup3(int(null.Fd()), fd, 0); err != nil {
+				return fmt.Errorf("give up file %d of the terminal: %w", fd, err)
+			}
+		}
+		ready = true
+		_, err := fmt.Fprintln(pipe, "ready "+s.Device)
+		return errors.Join(err, pipe.Close())
+	})
+	if err != nil && !ready {
+		fmt.Fprintln(pipe, "error "+strings.ReplaceAll(err.Error(), "\n", "\x00"))
+	}
+	if err != nil {
+		return &exitError{code: 1}
+	}
+	return nil
+}
+
+func attachInForeground(o *attachOptions) error {
+	image, err := openImage(o.image)
+	if err != nil {
+		return err
+	}
+	return serve(o, image, newLogger(o.logLevel, os.Stderr), func(s *state) error {
+		fmt.Println(s.Device)
+		return nil
+	})
+}
+
+// lateFile is a log file whose place is known only once the device has its
+// number; what is written earlier is kept.
+type lateFile struct {
+	early []byte
+	file  *os.File
+}
+
+func (l *lateFile) open(path string) (err error) {
+	l.file, err = os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err == nil {
+		_, err = l.file.Write(l.early)
+	}
+	l.early = nil
+	return err
+}
+
+func (l *lateFile) Write(p []byte) (int, error) {
+	if l.file == nil {
+		l.early = append(l.early, p...)
+		return len(p), nil
+	}
+	return l.file.Write(p)
+}
+
+// newLogger logs console lines to w; level has been validated.
+func newLogger(level string, w io.Writer) *zap.Logger {
+	lvl, err := zapcore.ParseLevel(level)
+	if err != nil {
+		lvl = zapcore.InfoLevel
+	}
+	cfg := zap.NewProductionEncoderConfig()
+	cfg.EncodeTime = zapcore.ISO8601TimeEncoder
+	cfg.ConsoleSeparator = " "
+	sink := zapcore.Lock(zapcore.AddSync(w))
+	return zap.New(zapcore.NewCore(zapcore.NewConsoleEncoder(cfg), sink, lvl))
+}

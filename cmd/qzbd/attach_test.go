@@ -1,0 +1,43 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+)
+
+func TestEveryBadFlagOfAttachIsReportedAtOnce(t *testing.T) {
+	o := attachOptions{id: -2, queues: 0, depth: 5000, blockSize: 1024, logLevel: "loud"}
+	err := o.validate()
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for _, want := range []string{"--id -2", "--queues 0", "--depth 5000", "--block-size 1024", "--log-level loud"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q does not name %q", err, want)
+		}
+	}
+	if err := (&attachOptions{id: -1, queues: 1, depth: 128, blockSize: 512, logLevel: "info"}).validate(); err != nil {
+		t.Errorf("the defaults are refused: %v", err)
+	}
+}
+
+func TestALateLogKeepsWhatCameBeforeItsFile(t *testing.T) {
+	path := t.TempDir() + "/log"
+	var l lateFile
+	for _, s := range []string{"one\n", "two\n"} {
+		if _, err := l.Write([]byte(s)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.open(path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Write([]byte("three\n")); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil || string(b) != "one\ntwo\nthree\n" {
+		t.Errorf("log %q, %v", b, err)
+	}
+}

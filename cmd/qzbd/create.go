@@ -1,0 +1,47 @@
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/qzbd/qzbd/qcow2"
+)
+
+func createCommand() *cobra.Command {
+	var options []string
+	cmd := &cobra.Command{
+		Use:   "create [-o OPTION=VALUE,...] IMAGE [SIZE]",
+		Short: "Create a zoned image",
+		Long: `Create makes IMAGE, a qcow2 image with the zoned extension. The options are
+those of qemu-img create; -o help lists them. Sizes take the suffixes K, M, G,
+T, P and E.`,
+		Example: `  qzbd create -o zone.size=64M,zone.max_open_zones=6,zone.max_active_zones=8 z.qcow2 768M`,
+		Args:    cobra.RangeArgs(0, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(options) == 1 && (options[0] == "help" || options[0] == "?") {
+				fmt.Print(qcow2.CreateOptionsHelp())
+				return nil
+			}
+			if len(args) == 0 {
+				return fmt.Errorf("create needs the name of the image: %s", cmd.UseLine())
+			}
+			size := ""
+			if len(args) == 2 {
+				size = args[1]
+			}
+			o, warnings, err := qcow2.ParseCreateOptions(options, size)
+			if err != nil {
+				return err
+			}
+			for _, w := range warnings {
+				fmt.Fprintln(os.Stderr, "qzbd: warning:", w)
+			}
+			return qcow2.Create(args[0], o)
+		},
+	}
+	// An array, not a slice: the value's commas are the options' own.
+	cmd.Flags().StringArrayVarP(&options, "option", "o", nil, "options, comma separated; -o help lists them")
+	return cmd
+}

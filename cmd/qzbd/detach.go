@@ -1,0 +1,69 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func detachCommand() *cobra.Command {
+	var all bool
+	cmd := &cobra.Command{
+		Use:   "detach /dev/ublkbN|IMAGE|--all",
+		Short: "Stop serving an image and remove its device",
+		Long: `Detach commits everything to the image, removes the device and returns when
+both are done. A device that is mounted or open is left alone.`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if all != (len(args) == 0) || len(args) > 1 {
+				return errors.New("detach takes one device or image, or --all")
+			}
+			return nil
+		},
+		RunE: func(_ *cobra.Command, args []string) error {
+			if all {
+				return detachAll()
+			}
+			s, err := findState(args[0])
+			if err != nil {
+				return err
+			}
+			if s == nil {
+				return fmt.Errorf("%s is not attached: qzbd list shows what is", args[0])
+			}
+			return detach(s)
+		},
+	}
+	cmd.Flags().BoolVar(&all, "all", false, "detach every device of qzbd")
+	return cmd
+}
+
+func detachAll() error {
+	list, err := states()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, s := range list {
+		errs = append(errs, detach(s))
+	}
+	return errors.Join(errs...)
+}
+
+func detach(s *state) error {
+	if s.alive() {
+		who, err := holders(s.Device)
+		if err != nil {
+			return err
+		}
+		if len(who) > 0 {
+			return fmt.Errorf("%s is in use (%s): unmount or close it first", s.Device, strings.Join(who, ", "))
+		}
+		if err := s.signalAndWait(syscall.SIGTERM); err != nil {
+			return err
+		}
+	}
+	return s.settle()
+}

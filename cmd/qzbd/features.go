@@ -1,0 +1,64 @@
+package main
+
+import (
+	"fmt"
+	"math/bits"
+	"os"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/qzbd/qzbd/ublk"
+)
+
+func featuresCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "features",
+		Short: "Show what this kernel's ublk driver offers",
+		Long: `Features lists the features of the kernel's ublk driver, which of them qzbd
+needs, and for the missing ones the kernel version that brought them.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := ublk.Open()
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			have, err := c.Features(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return printFeatures(have, asJSON)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// featureJSON is one element of features --json.
+type featureJSON struct {
+	Name     string `json:"name"`
+	Bit      int    `json:"bit"`
+	Present  bool   `json:"present"`
+	Required bool   `json:"required"`
+	Since    string `json:"since"` // kernel version
+}
+
+func printFeatures(have ublk.Features, asJSON bool) error {
+	var out []featureJSON
+	for _, f := range ublk.FeatureTable {
+		bit := bits.TrailingZeros64(uint64(f.Bit))
+		out = append(out, featureJSON{f.Name, bit, have&f.Bit != 0, f.Required, f.Since})
+	}
+	if asJSON {
+		return printJSON(out)
+	}
+	w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(w, "FEATURE\tBIT\tHERE\tNEEDED\tSINCE")
+	word := map[bool]string{true: "yes", false: "no"}
+	for _, f := range out {
+		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", f.Name, f.Bit, word[f.Present], word[f.Required], f.Since)
+	}
+	return w.Flush()
+}

@@ -1,0 +1,74 @@
+// Command qzbd makes a host-managed zoned block device out of a qcow2 image.
+//
+// It only wires: flags and messages here, the device in ublk, the zones in
+// zns, the image in qcow2.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker.
+var version = "devel"
+
+// exitError carries an exit status that is not the usual 1. Its message, if
+// any, is still printed.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.code)
+	}
+	return e.err.Error()
+}
+func (e *exitError) Unwrap() error { return e.err }
+
+func main() {
+	os.Exit(run(os.Args[1:]))
+}
+
+func run(args []string) int {
+	cmd := rootCommand()
+	cmd.SetArgs(args)
+	err := cmd.ExecuteContext(context.Background())
+	if err == nil {
+		return 0
+	}
+	var exit *exitError
+	if !errors.As(err, &exit) {
+		exit = &exitError{code: 1, err: err}
+	}
+	if exit.err != nil { // otherwise the command has said everything
+		for line := range strings.SplitSeq(exit.err.Error(), "\n") {
+			fmt.Fprintln(os.Stderr, "qzbd:", line)
+		}
+	}
+	return exit.code
+}
+
+func rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "qzbd",
+		Short: "A real zoned block device out of a qcow2 image",
+		Long: `qzbd serves a qcow2 image with the zoned extension as a host-managed zoned
+block device, /dev/ublkbN, through the kernel's ublk driver.`,
+		Version:       version,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetVersionTemplate("qzbd {{.Version}}\n")
+	root.AddCommand(
+		createCommand(), infoCommand(), checkCommand(), zonesCommand(),
+		attachCommand(), detachCommand(), listCommand(), featuresCommand(),
+	)
+	return root
+}

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/qzbd/qzbd/ublk"
+)
+
+// stateRoot holds a directory per attached device, named by its id: what other
+// qzbd processes need to know about the server. It is gone after a reboot, as
+// the devices are.
+const stateRoot = "/run/qzbd"
+
+// state is /run/qzbd/<id>/state.json, written by the server.
+type state struct {
+	ID       int       `json:"id"`
+	Device   string    `json:"device"`
+	Image    string    `json:"image"`
+	Dev      uint64    `json:"image-dev"`
+	Ino      uint64    `json:"image-ino"`
+	PID      int       `json:"pid"`
+	Started  uint64    `json:"pid-start"` // clock ticks after boot, against reused pids
+	Queues   int       `json:"queues"`
+	Depth    int       `json:"depth"`
+	Attached time.Time `json:"attached"`
+	// Failure is what made the image fail or the stop go wrong.
+	Failure string `json:"failure,omitempty"`
+}
+
+func stateDir(id int) string { return filepath.Join(stateRoot, strconv.Itoa(id)) }
+
+// save writes the state so that readers see the old or the new one whole.
+func (s *state) save() error {
+	dir := stateDir(s.ID)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	b, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	tmp := filepath.Join(dir, "state.json.new")
+	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, filepath.Join(dir, "state.json"))
+}
+
+func (s *state) remove() error { return os.RemoveAll(stateDir(s.ID)) }
+
+// logPath is where a server in the background logs.
+func (s *state) logPath() string { return filepath.Join(stateDir(s.ID), "log") }
+
+// alive reports whether the server that wrote the state still runs.
+func (s *state) alive() bool {
+	started, err := processStart(s.PID)
+	return err == nil && started == s.Started
+}
+
+// processStart returns field 22 of /proc/PID/stat (proc_pid_stat(5)).
+func processStart(pid int) (uint64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	name := strings.LastIndex(string(b), ") ") // the name may hold anything
+	if name < 0 {
+		return 0, fmt.Errorf("/proc/%d/stat has no name field", pid)
+	}
+	fields := strings.Fields(string(b)[name+2:])
+	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
+		return 0, os.ErrProcessDone
+	}
+	return strconv.ParseUint(fields[19], 10, 64)
+}
+
+func readState(id int) (*state, error) {
+	path := filepath.Join(stateDir(id), "state.json")
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	s := new(state)
+	if err := json.Unmarshal(b, s); err != nil {
+		return nil, fmt.Errorf("%s is damaged (%w): remove it if no qzbd process serves the device", path, err)
+	}
+	return s, nil
+}
+
+// states returns what every server has written, ordered by id.
+func states() ([]*state, error) {
+	entries, err := os.ReadDir(stateRoot)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var all []*state
+	for _, e := range entries {
+		id, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		s, err := readState(id)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, s)
+	}
+	slices.SortFunc(all, func(a, b *state) int { return a.ID - b.ID })
+	return all, nil
+}
+
+// findState returns the state of the device that name, a node or an image,
+// belongs to, or nil.
+func findState(name string) (*state, error) {
+	all, err := states()
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	statErr := unix.Stat(name, &st)
+	for _, s := range all {
+		if s.Device == name {
+			return s, nil
+		}
+		if statErr == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Dev == s.Dev && st.Ino == s.Ino {
+			return s, nil
+		}
+	}
+	if statErr == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK {
+		if target, err := filepath.EvalSymlinks(name); err == nil && target != name {
+			return findState(target)
+		}
+	}
+	return nil, nil
+}
+
+// signalAndWait sends sig to the server and waits until it is gone. The pidfd
+// makes sure that the signal reaches nobody else.
+func (s *state) signalAndWait(sig syscall.Signal) error {
+	fd, err := unix.PidfdOpen(s.PID, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open pidfd of server %d: %w", s.PID, err)
+	}
+	defer unix.Close(fd)
+	if !s.alive() {
+		return nil
+	}
+	if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil {
+		return fmt.Errorf("signal server %d: %w", s.PID, err)
+	}
+	for {
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("wait for server %d: %w", s.PID, err)
+		}
+		return nil
+	}
+}
+
+// settle clears away the state of a server that is gone. What the server
+// could not do itself becomes the error.
+func (s *state) settle() error {
+	last, err := readState(s.ID)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it stopped in order
+	}
+	if err != nil {
+		return err
+	}
+	if last.Failure != "" {
+		return errors.Join(fmt.Errorf("%s (%s): %s", s.Device, s.Image, last.Failure), s.remove())
+	}
+	// It was killed. What the kernel keeps of the device has to go too.
+	if err := deleteDevice(s.ID); err != nil {
+		return fmt.Errorf("the server of %s died and its device cannot be removed: %w", s.Device, err)
+	}
+	fmt.Fprintf(os.Stderr, "qzbd: warning: the server of %s had died: %s is mended when it is attached again\n", s.Device, s.Image)
+	return s.remove()
+}
+
+// deleteDevice removes a device whose server is gone.
+func deleteDevice(id int) error {
+	c, err := ublk.Open()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	ctx := context.Background()
+	if err := c.Delete(ctx, id); err != nil && !errors.Is(err, unix.ENODEV) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,292 @@
+package qcow2
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/bits"
+	"sync/atomic"
+	"time"
+)
+
+var (
+	// ErrFailed says that a sync, a durable write or a write of metadata has
+	// failed: the image takes no more changes until it has been opened again
+	// (I8). It wraps the cause.
+	ErrFailed = errors.New("the image has failed and takes no more writes")
+
+	// ErrReadOnly refuses changes of an image that was opened so.
+	ErrReadOnly = errors.New("the image is open read-only")
+
+	errClosed = errors.New("the image is closed")
+)
+
+// Options say how to open an image.
+type Options struct {
+	ReadOnly bool
+	// CacheBytes bounds the L2 cache; 0 means DefaultCacheBytes.
+	CacheBytes int64
+	// SyncInterval is the time between background rounds, which take place
+	// only when there is something to do; 0 means none at all.
+	SyncInterval time.Duration
+	// Progress is called now and then while the mappings of an image that was
+	// not closed cleanly are read, with the number of L2 tables.
+	Progress func(done, total int64)
+	// OnFail is called once, before anybody is told, when the image fails (I8).
+	OnFail func(error)
+}
+
+// Image is an open image. All methods but Close and Abandon may be called
+// concurrently. Map, Stage and Pointer are pure memory; the others block.
+//
+// Locks: the syncer's mutex; then the token, which is a channel because it is
+// held across I/O; then alloc.mu or cache.mu, never both; then pointers.mu.
+// The syncer's goroutine never takes the token, so its holder may wait for it.
+type Image struct {
+	f        File
+	readOnly bool
+	onFail   func(error)
+
+	clusterBits uint32
+	cs          int64 // cluster size
+	tableBits   uint32
+	tableLen    int64 // entries of an L2 table
+	sliceBits   uint32
+	sliceLen    int64  // entries of a slice
+	sliceShift  uint32 // device offset to slice
+	size        uint64 // of the device
+	zoneSize    uint64
+	nrZones     uint32
+	maxActive   uint32
+
+	hdr      atomic.Pointer[Header]  // replaced by the holder of the token
+	places   atomic.Pointer[[]place] // of that header
+	failure  atomic.Pointer[error]
+	attached atomic.Bool // the dirty bit is durable
+	writable atomic.Bool // attached and not failed: Map may map for writing
+
+	l1       []uint64 // atomic access; the holder of the token stores
+	cache    cache
+	alloc    allocator
+	pointers pointers
+	syncer   syncer
+
+	token chan struct{} // guards what follows; see lock
+	ref   refcounts
+	// Zones that may have mappings, and those that this session has mapped
+	// ahead of their data.
+	mapped, ahead bitmap
+	scratch       []byte
+	vals          []uint64
+}
+
+// Open opens the image in f, which stays the caller's if that fails. An image
+// that was not closed cleanly is repaired first: mappings above the write
+// pointers are dropped and refcounts recomputed (I5); read-only, nothing is
+// written and the refcounts are ignored.
+func Open(f File, o Options) (*Image, error) {
+	if !o.ReadOnly {
+		// What is only in the page cache is not durable: a predecessor may
+		// have been killed.
+		if err := f.Sync(); err != nil {
+			return nil, fmt.Errorf("open image: %w", err)
+		}
+	}
+	h, err := ReadHeader(f)
+	if err != nil {
+		return nil, err
+	}
+	im := &Image{
+		f: f, readOnly: o.ReadOnly, onFail: o.OnFail,
+		clusterBits: h.ClusterBits, cs: h.ClusterSize(),
+		tableBits: h.ClusterBits - 3, tableLen: h.l2Entries(),
+		size: h.Size, zoneSize: h.Zoned.ZoneSize,
+		nrZones: h.Zoned.NrZones, maxActive: h.Zoned.MaxActive,
+		token: make(chan struct{}, 1),
+	}
+	im.sliceLen = min(im.tableLen, maxSliceBytes/8)
+	im.sliceBits = uint32(bits.TrailingZeros64(uint64(im.sliceLen)))
+	im.sliceShift = im.clusterBits + im.sliceBits
+	im.setHeader(h)
+	if o.CacheBytes == 0 {
+		o.CacheBytes = DefaultCacheBytes
+	}
+	im.cache.init(im, o.CacheBytes)
+	if err := im.load(h, o.Progress); err != nil {
+		return nil, err
+	}
+	if !o.ReadOnly {
+		im.syncer.start(im, o.SyncInterval)
+	}
+	return im, nil
+}
+
+// load reads what is kept in memory, and repairs the image if it must.
+func (im *Image) load(h *Header, progress func(done, total int64)) error {
+	wps, err := readRawPointers(im.f, h)
+	if err != nil {
+		return err
+	}
+	im.pointers.init(wps)
+	fileSize, err := im.f.Size()
+	if err != nil {
+		return err
+	}
+	im.mapped, im.ahead = newBitmap(int64(im.nrZones)), newBitmap(int64(im.nrZones))
+	im.alloc.homes = make(map[uint32]run)
+	im.alloc.fileEnd.Store(h.roundUp(fileSize) >> im.clusterBits)
+	im.alloc.limit = max(im.fullLength(h), im.alloc.length())
+	im.ref.order = h.RefcountOrder
+	im.ref.blockBits = uint32(bits.TrailingZeros64(uint64(h.refBlockEntries())))
+	if h.Dirty() && !im.readOnly {
+		if err := im.rebuild(progress); err != nil {
+			return err
+		}
+	}
+	if err := im.loadL1(); err != nil {
+		return err
+	}
+	if im.readOnly || h.Dirty() {
+		return nil
+	}
+	return im.loadRefcounts()
+}
+
+// loadL1 reads the L1 table and notes which zones may have mappings.
+func (im *Image) loadL1() error {
+	h := im.header()
+	buf := make([]byte, int64(h.L1Size)*8) // at most maxL1Bytes
+	if err := readPadded(im.f, buf, h.L1Offset); err != nil {
+		return fmt.Errorf("read L1 table: %w", err)
+	}
+	im.l1 = make([]uint64, h.L1Size)
+	span := uint64(im.tableLen) << im.clusterBits
+	for t := range im.l1 {
+		e := L1Entry(binary.BigEndian.Uint64(buf[t*8:]))
+		im.l1[t] = uint64(e)
+		bad := ""
+		switch off := e.Offset(); {
+		case e.Reserved() != 0:
+			bad = "has reserved bits set"
+		case off&(im.cs-1) != 0:
+			bad = "is not cluster aligned"
+		case off>>im.clusterBits >= im.alloc.length():
+			bad = "lies beyond the end of the file"
+		case off != 0 && im.isMetadata(off):
+			bad = "points into the image's own metadata"
+		}
+		if bad != "" {
+			return fmt.Errorf("image is corrupt: L1 entry %d, %#x, %s", t, uint64(e), bad)
+		}
+		if e.Offset() == 0 {
+			continue
+		}
+		for at := uint64(t) * span; at < min(im.size, uint64(t+1)*span); at = (at/im.zoneSize + 1) * im.zoneSize {
+			im.mapped.set(int64(at / im.zoneSize))
+		}
+	}
+	return nil
+}
+
+// fullLength is how many clusters a file has whose device is written
+// completely, with something over for what does not fit together.
+func (im *Image) fullLength(h *Header) int64 {
+	n := im.clusterUp(im.size)
+	n += n>>im.tableBits + int64(h.L1Size)
+	for _, p := range h.places() {
+		n += p.n >> im.clusterBits
+	}
+	n += n>>bits.TrailingZeros64(uint64(h.refBlockEntries())) + 2
+	return n + n/16 + 256
+}
+
+// readRawPointers returns the write pointers as zonedmeta stores them, without
+// the flags.
+func readRawPointers(f File, h *Header) ([]uint64, error) {
+	raw := make([]byte, h.Zoned.MetaSize) // at most 8 * MaxZones
+	if err := readPadded(f, raw, h.Zoned.MetaOffset); err != nil {
+		return nil, fmt.Errorf("read zonedmeta: %w", err)
+	}
+	wps := make([]uint64, h.Zoned.NrZones)
+	for i := range wps {
+		if _, err := h.decodeEntry(raw[8*i:], uint32(i)); err != nil {
+			return nil, err
+		}
+		wps[i], _ = h.Zoned.form().decode(raw[8*i:])
+	}
+	return wps, nil
+}
+
+func (im *Image) setHeader(h *Header) {
+	p := h.places()
+	im.places.Store(&p)
+	im.hdr.Store(h)
+}
+
+// isMetadata reports whether the file offset is in a structure that the header
+// names.
+func (im *Image) isMetadata(off int64) bool {
+	for _, p := range *im.places.Load() {
+		if off >= p.off && off < p.off+p.n {
+			return true
+		}
+	}
+	return false
+}
+
+// Failed returns why the image has failed (I8), or nil.
+func (im *Image) Failed() error {
+	if p := im.failure.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// fail marks the image failed and returns the error that everybody gets from
+// now on.
+func (im *Image) fail(cause error) error {
+	if !errors.Is(cause, ErrFailed) {
+		err := fmt.Errorf("%w: %w", ErrFailed, cause)
+		if im.failure.CompareAndSwap(nil, &err) {
+			im.writable.Store(false)
+			if im.onFail != nil {
+				im.onFail(err)
+			}
+		}
+	}
+	return im.Failed()
+}
+
+// Allocated returns how many bytes of the file are in use. It is the length of
+// the file while the image is open read-only.
+func (im *Image) Allocated() int64 { return im.alloc.used() << im.clusterBits }
+
+func (im *Image) conventional(zone uint32) bool { return zone < im.header().Zoned.Conventional }
+
+func (im *Image) zoneStart(zone uint32) uint64 { return uint64(zone) * im.zoneSize }
+
+// zoneEnd is where the zone's capacity ends.
+func (im *Image) zoneEnd(zone uint32) uint64 {
+	return im.zoneStart(zone) + im.header().ZoneCapacity(zone)
+}
+
+// lastCluster returns the guest cluster behind the zone.
+func (im *Image) lastCluster(zone uint32) int64 {
+	return im.clusterUp(min(im.zoneStart(zone)+im.zoneSize, im.size))
+}
+
+// active reports whether a zone with this write pointer is neither empty nor
+// full.
+func (im *Image) active(zone uint32, wp uint64) bool {
+	return wp > im.zoneStart(zone) && wp < im.zoneEnd(zone)
+}
+
+// enters reports whether m makes a zone active on disk.
+func (im *Image) enters(m move) bool {
+	return im.active(m.zone, m.wp) && !im.active(m.zone, im.pointers.synced[m.zone])
+}
+
+func (im *Image) clusterOf(off uint64) int64 { return int64(off >> im.clusterBits) }
+func (im *Image) clusterUp(off uint64) int64 {
+	return int64((off + uint64(im.cs) - 1) >> im.clusterBits)
+}

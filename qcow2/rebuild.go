@@ -1,0 +1,378 @@
+package qcow2
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// rebuild repairs an image whose dirty bit is set: its refcounts mean nothing
+// (I5), and mappings may be ahead of the write pointers. The mappings below the
+// pointers are the truth; everything else follows from them. If they contradict
+// each other, the image is refused and nothing is written.
+//
+// It writes in place, and whatever it writes, a cut in the middle leaves
+// something that the next rebuild makes the same of. The dirty bit stays set.
+func (im *Image) rebuild(progress func(done, total int64)) error {
+	r := &rebuilder{im: im, n: im.alloc.length()}
+	r.used = newBitmap(r.n)
+	if err := r.survey(progress); err != nil {
+		return fmt.Errorf("image is corrupt and was left as it is: %w", err)
+	}
+	if err := r.plan(); err != nil {
+		return err
+	}
+	if err := r.write(); err != nil {
+		return fmt.Errorf("repair: %w", err)
+	}
+	im.attached.Store(true)
+	im.writable.Store(true)
+	return nil
+}
+
+type rebuilder struct {
+	im    *Image
+	n     int64  // clusters that the file has or gets
+	used  bitmap // those that something refers to
+	hint  int64  // no cluster below is free
+	drops []Extent
+	fixes []fix
+
+	table  run // of the refcount table
+	blocks []int64
+}
+
+// fix is an entry that lacks its flag.
+type fix struct {
+	at    int64 // in the file
+	entry uint64
+}
+
+// survey finds out what is in use, and which entries have to be changed.
+func (r *rebuilder) survey(progress func(done, total int64)) error {
+	im, h := r.im, r.im.header()
+	var done, total int64
+	total = int64(h.L1Size)
+	return walk(im.f, h, false, func(x *ref) error {
+		switch x.kind {
+		case RefRefTable:
+			return nil // its place is decided when everything else has one
+		case RefCompressed:
+			if !r.above(x.guest) {
+				return fmt.Errorf("%s: compressed clusters are not supported", r.name(x))
+			}
+		case RefL2:
+			done = x.index + 1
+			if progress != nil {
+				progress(done, total)
+			}
+		}
+		if (x.kind == RefData || x.kind == RefCompressed) && r.above(x.guest) {
+			if k := len(r.drops) - 1; k >= 0 && r.drops[k].Off+r.drops[k].Len == x.entryAt {
+				r.drops[k].Len += 8
+			} else {
+				r.drops = append(r.drops, Extent{Off: x.entryAt, Len: 8})
+			}
+			return nil
+		}
+		if x.bad != "" {
+			return fmt.Errorf("%s %s", r.name(x), x.bad)
+		}
+		for c := x.off >> im.clusterBits; c<<im.clusterBits < x.off+x.n; c++ {
+			if r.used.has(c) {
+				return fmt.Errorf("%s lies in a cluster that something else uses, too", r.name(x))
+			}
+			r.used.set(c)
+		}
+		if (x.kind == RefData || x.kind == RefL2) && x.entry&flagCopied == 0 {
+			r.fixes = append(r.fixes, fix{x.entryAt, x.entry | flagCopied})
+		}
+		return nil
+	})
+}
+
+// name says what a reference is, and of which zone.
+func (r *rebuilder) name(x *ref) string {
+	if x.kind == RefData || x.kind == RefCompressed {
+		return fmt.Sprintf("zone %d: %s", x.guest/r.im.zoneSize, x)
+	}
+	return x.String()
+}
+
+// above reports whether the guest cluster at the device offset lies wholly
+// above its zone's write pointer: what it maps to was never acknowledged.
+func (r *rebuilder) above(guest uint64) bool {
+	im := r.im
+	if guest >= im.size {
+		return false
+	}
+	zone := uint32(guest / im.zoneSize)
+	return !im.conventional(zone) && guest >= im.Pointer(zone)
+}
+
+// plan gives the refcount table and its blocks their places: where they are, if
+// nothing else is there.
+func (r *rebuilder) plan() error {
+	im, h := r.im, r.im.header()
+	per := h.refBlockEntries()
+	r.table = run{h.RefTableOffset >> im.clusterBits, int64(h.RefTableClusters)}
+	old, err := r.oldBlocks()
+	if err != nil {
+		return err
+	}
+	stays := true
+	for c := r.table.start; c < r.table.end(); c++ {
+		stays = stays && !r.used.has(c)
+	}
+	if !stays {
+		r.table = r.place(r.table.n)
+	} else {
+		r.mark(r.table)
+	}
+	for again := true; again; {
+		again = false
+		for k := int64(0); k*per < r.n; k++ {
+			if k == int64(len(r.blocks)) {
+				r.blocks = append(r.blocks, 0)
+			}
+			if r.blocks[k] != 0 || !r.anyUsed(k*per, per) {
+				continue
+			}
+			again = true
+			c := int64(0)
+			if k < int64(len(old)) {
+				c = old[k]
+			}
+			if c != 0 && c < r.n && !r.used.has(c) {
+				r.mark(run{c, 1})
+			} else {
+				c = r.place(1).start
+			}
+			r.blocks[k] = c
+		}
+		if need := (int64(len(r.blocks))*8 + im.cs - 1) >> im.clusterBits; need > r.table.n {
+			if need<<im.clusterBits > maxRefTableBytes {
+				return fmt.Errorf("image is corrupt: its refcount table would take %d bytes, more than %d", need<<im.clusterBits, maxRefTableBytes)
+			}
+			for c := r.table.start; c < r.table.end(); c++ {
+				r.used.unset(c)
+			}
+			r.table = r.place(need)
+			again = true
+		}
+	}
+	return nil
+}
+
+// oldBlocks returns the clusters of the blocks that the old table names,
+// whatever they are good for.
+func (r *rebuilder) oldBlocks() ([]int64, error) {
+	im := r.im
+	buf := make([]byte, r.table.n<<im.clusterBits) // at most maxRefTableBytes
+	if err := readPadded(im.f, buf, r.table.start<<im.clusterBits); err != nil {
+		return nil, fmt.Errorf("read refcount table: %w", err)
+	}
+	old := make([]int64, len(buf)/8)
+	for i := range old {
+		if off := binary.BigEndian.Uint64(buf[i*8:]); off&uint64(im.cs-1) == 0 && off>>im.clusterBits < uint64(r.n) {
+			old[i] = int64(off >> im.clusterBits)
+		}
+	}
+	return old, nil
+}
+
+func (r *rebuilder) mark(x run) {
+	for c := x.start; c < x.end(); c++ {
+		r.used.set(c)
+	}
+}
+
+func (r *rebuilder) anyUsed(c, n int64) bool {
+	for end := min(c+n, r.n); c < end; c++ {
+		if r.used.has(c) {
+			return true
+		}
+	}
+	return false
+}
+
+// place takes n consecutive clusters that nothing refers to, behind the end of
+// the file if need be.
+func (r *rebuilder) place(n int64) run {
+	at, c := r.hint, r.hint
+	for ; c < r.n && c-at < n; c++ {
+		if r.used.has(c) {
+			if at == r.hint && c == r.hint {
+				r.hint++
+			}
+			at = c + 1
+		}
+	}
+	if at+n > r.n {
+		r.n = at + n
+		for int64(len(r.used))*64 < r.n {
+			r.used = append(r.used, 0)
+		}
+	}
+	x := run{at, n}
+	r.mark(x)
+	return x
+}
+
+// write carries out what has been found and planned.
+func (r *rebuilder) write() error {
+	im := r.im
+	if r.n > im.alloc.length() {
+		if err := im.f.Truncate(r.n << im.clusterBits); err != nil {
+			return err
+		}
+		im.alloc.fileEnd.Store(r.n)
+	}
+	for _, d := range r.drops {
+		if _, err := im.f.WriteAt(make([]byte, d.Len), d.Off); err != nil {
+			return err
+		}
+	}
+	for _, x := range r.fixes {
+		var b [8]byte
+		binary.BigEndian.PutUint64(b[:], x.entry)
+		if _, err := im.f.WriteAt(b[:], x.at); err != nil {
+			return err
+		}
+	}
+	if err := r.writeRefcounts(); err != nil {
+		return err
+	}
+	// From here on no durable entry refers to what is not in use.
+	if err := im.f.Sync(); err != nil {
+		return err
+	}
+	h := *im.header()
+	if h.RefTableOffset != r.table.start<<im.clusterBits || int64(h.RefTableClusters) != r.table.n || h.Autoclear != 0 {
+		h.RefTableOffset, h.RefTableClusters = r.table.start<<im.clusterBits, uint32(r.table.n)
+		h.Autoclear = 0
+		if err := im.putHeader(&h); err != nil {
+			return err
+		}
+	}
+	return r.release()
+}
+
+func (r *rebuilder) writeRefcounts() error {
+	im := r.im
+	per := im.header().refBlockEntries()
+	table := make([]byte, r.table.n<<im.clusterBits)
+	im.ref.table = make([]int64, len(table)/8)
+	block := make([]byte, im.cs)
+	for k, c := range r.blocks {
+		if c == 0 {
+			continue
+		}
+		clear(block)
+		base := int64(k) * per
+		for i := range min(per, r.n-base) {
+			if r.used.has(base + i) {
+				setRefcount(block, im.ref.order, int(i), 1)
+			}
+		}
+		if _, err := im.f.WriteAt(block, c<<im.clusterBits); err != nil {
+			return err
+		}
+		im.ref.table[k] = c << im.clusterBits
+		binary.BigEndian.PutUint64(table[k*8:], uint64(c<<im.clusterBits))
+	}
+	_, err := im.f.WriteAt(table, r.table.start<<im.clusterBits)
+	return err
+}
+
+// release gives the file the length that it needs, and what lies unused below
+// to the rounds, which give its space back.
+func (r *rebuilder) release() error {
+	im := r.im
+	end := r.n
+	for !r.used.has(end - 1) { // the header is in use
+		end--
+	}
+	if err := im.f.Truncate(end << im.clusterBits); err != nil {
+		return err
+	}
+	im.alloc.fileEnd.Store(end)
+	var free []run
+	for c := range end {
+		if !r.used.has(c) {
+			free = appendRun(free, run{c, 1})
+		}
+	}
+	im.alloc.freed = free
+	return nil
+}
+
+// loadRefcounts reads the refcounts of a clean image and notes what is free.
+func (im *Image) loadRefcounts() error {
+	h := im.header()
+	buf := make([]byte, int64(h.RefTableClusters)<<im.clusterBits) // at most maxRefTableBytes
+	if err := readPadded(im.f, buf, h.RefTableOffset); err != nil {
+		return fmt.Errorf("read refcount table: %w", err)
+	}
+	im.ref.table = make([]int64, len(buf)/8)
+	for i := range im.ref.table {
+		off := binary.BigEndian.Uint64(buf[i*8:])
+		if off&uint64(im.cs-1) != 0 || off>>im.clusterBits >= uint64(im.alloc.length()) || off != 0 && im.isMetadata(int64(off)) {
+			return fmt.Errorf("image is corrupt: refcount table entry %d is %#x, which is no place for a block", i, off)
+		}
+		im.ref.table[i] = int64(off)
+	}
+	var free []run
+	block := make([]byte, im.cs)
+	per, end := h.refBlockEntries(), im.alloc.length()
+	for base := int64(0); base < end; base += per {
+		k := base / per
+		n := min(per, end-base)
+		if k >= int64(len(im.ref.table)) || im.ref.table[k] == 0 {
+			free = appendRun(free, run{base, n})
+			continue
+		}
+		if err := readPadded(im.f, block, im.ref.table[k]); err != nil {
+			return fmt.Errorf("read refcount block at %#x: %w", im.ref.table[k], err)
+		}
+		for i := range n {
+			if refcountAt(block, im.ref.order, int(i)) == 0 {
+				free = appendRun(free, run{base + i, 1})
+			}
+		}
+	}
+	for _, r := range free {
+		im.alloc.unclean.add(r)
+	}
+	return im.checkInUse()
+}
+
+// checkInUse refuses an image whose refcounts call something free that it
+// needs: the first allocation would destroy it.
+func (im *Image) checkInUse() error {
+	in := func(off, n int64) error {
+		if im.alloc.unclean.overlaps(run{off >> im.clusterBits, (n + im.cs - 1) >> im.clusterBits}) {
+			return fmt.Errorf("image is corrupt: the refcounts call the metadata at %#x free; qzbd check -r all recomputes them", off)
+		}
+		return nil
+	}
+	for _, p := range *im.places.Load() {
+		if err := in(p.off, p.n); err != nil {
+			return err
+		}
+	}
+	for _, off := range im.ref.table {
+		if off != 0 {
+			if err := in(off, im.cs); err != nil {
+				return err
+			}
+		}
+	}
+	for _, e := range im.l1 {
+		if off := L1Entry(e).Offset(); off != 0 {
+			if err := in(off, im.cs); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
