@@ -174,7 +174,9 @@ func (d *Device) startQueues() error {
 	}
 	var err error
 	for range d.queues {
-		err = errors.Join(err, <-ready)
+		if e := <-ready; err == nil {
+			err = e
+		}
 	}
 	return err
 }

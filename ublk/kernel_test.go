@@ -523,18 +523,19 @@ func TestFioVerifies(t *testing.T) {
 		cfg  Config
 		args []string
 	}{
-		{Config{Queues: 2, Depth: 64}, []string{"--rw=write", "--bs=64k", "--iodepth=16", "--numjobs=1"}},
-		{Config{Queues: 1, Depth: 16}, []string{"--rw=randwrite", "--bs=4k", "--iodepth=8", "--numjobs=1"}},
-		{Config{Queues: 2, Depth: 128, MaxIO: 4 * mib}, []string{"--rw=write", "--bsrange=4k-1m", "--bs_unaligned=0", "--iodepth=4", "--numjobs=1"}},
+		{Config{Queues: 2, Depth: 64}, []string{"--rw=write", "--bs=64k", "--iodepth=16", "--io_size=12m"}},
+		{Config{Queues: 1, Depth: 16}, []string{"--rw=randwrite", "--bs=4k", "--iodepth=8", "--io_size=4m"}},
+		{Config{Queues: 2, Depth: 128, MaxIO: 4 * mib}, []string{"--rw=write", "--bsrange=4k-1m", "--bs_unaligned=0", "--iodepth=4", "--io_size=18m"}},
 	} {
 		d, err := begin(x, x.file, c.cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
+		blkzone(t, "reset", d.Path())
 		args := append([]string{
 			"--name=verify", "--filename=" + d.Path(), "--direct=1", "--ioengine=libaio", "--zonemode=zbd",
 			"--offset=8m", "--size=24m", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--max_open_zones=4",
-			"--reset_before_write=1", "--time_based=0", "--output-format=terse",
+			"--output-format=terse",
 		}, c.args...)
 		if out, err := exec.Command("fio", args...).CombinedOutput(); err != nil {
 			t.Errorf("fio %v: %v\n%s", args, err, out)

@@ -17,8 +17,8 @@ type workers struct {
 	more       sync.Cond
 	head, tail *request // to do, oldest first
 	queued     int
-	idle       int
 	running    int
+	busy       int // of those running, the ones that have a request
 	closed     bool
 
 	wg sync.WaitGroup
@@ -42,7 +42,7 @@ func (w *workers) submit(r *request) {
 	}
 	w.tail = r
 	w.queued++
-	if w.queued > w.idle && w.running < w.max {
+	if w.queued > w.running-w.busy && w.running < w.max {
 		w.running++
 		w.wg.Add(1)
 		go w.run()
@@ -61,6 +61,7 @@ func (w *workers) run() {
 		for s == zns.Work {
 			s = w.target.Work(&r.Request)
 		}
+		w.free() // first: the answer may bring the next request
 		if s != zns.Wait { // a waiting request comes back by its Wake
 			r.step = s
 			r.queue.post(r)
@@ -76,9 +77,7 @@ func (w *workers) next() *request {
 		if w.closed {
 			return nil
 		}
-		w.idle++
 		w.more.Wait()
-		w.idle--
 	}
 	r := w.head
 	if w.head = r.next; w.head == nil {
@@ -86,7 +85,14 @@ func (w *workers) next() *request {
 	}
 	r.next = nil
 	w.queued--
+	w.busy++
 	return r
+}
+
+func (w *workers) free() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.busy--
 }
 
 // close ends the workers and waits for them. Nothing is submitted any more.
