@@ -44,7 +44,7 @@ type record struct {
 }
 
 func TestAStormInVirtualTimeLeavesWhatWasAnswered(t *testing.T) {
-	seeds(t, 40, func(t *testing.T, seed uint64) {
+	seeds(t, 15, func(t *testing.T, seed uint64) {
 		synctest.Test(t, func(t *testing.T) {
 			s := newStorm(t, seed)
 			s.m.pause = func(string) { time.Sleep(time.Duration(1 + s.n(1_000_000))) }
@@ -54,7 +54,7 @@ func TestAStormInVirtualTimeLeavesWhatWasAnswered(t *testing.T) {
 }
 
 func TestAStormInRealTimeLeavesWhatWasAnswered(t *testing.T) {
-	seeds(t, 8, func(t *testing.T, seed uint64) {
+	seeds(t, 4, func(t *testing.T, seed uint64) {
 		s := newStorm(t, seed)
 		s.m.pause = func(string) { runtime.Gosched() }
 		s.run(400)
