@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -54,16 +55,29 @@ func detachAll() error {
 
 func detach(s *state) error {
 	if s.alive() {
-		who, err := holders(s.Device)
-		if err != nil {
+		if err := awaitUnused(s.Device); err != nil {
 			return err
-		}
-		if len(who) > 0 {
-			return fmt.Errorf("%s is in use (%s): unmount or close it first", s.Device, strings.Join(who, ", "))
 		}
 		if err := s.signalAndWait(syscall.SIGTERM); err != nil {
 			return err
 		}
 	}
 	return s.settle()
+}
+
+// patience is how long detach waits for whoever only has the node open: after
+// every write access udev opens it for a moment to look at it.
+const patience = 3 * time.Second
+
+// awaitUnused returns an error that says by whom the node is in use.
+func awaitUnused(node string) error {
+	for deadline := time.Now().Add(patience); ; time.Sleep(patience / 30) {
+		who, passing, err := holders(node)
+		if err != nil || len(who) == 0 {
+			return err
+		}
+		if !passing || time.Now().After(deadline) {
+			return fmt.Errorf("%s is in use (%s): unmount or close it first", node, strings.Join(who, ", "))
+		}
+	}
 }

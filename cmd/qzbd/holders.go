@@ -13,28 +13,30 @@ import (
 
 // holders says who uses a block device: mounts, stacked devices, processes
 // that have it open. It is what detach tells the user, empty if nobody does.
-func holders(node string) ([]string, error) {
+// passing means that they are all processes, which may be gone in a moment.
+func holders(node string) (who []string, passing bool, err error) {
 	var st unix.Stat_t
 	if err := unix.Stat(node, &st); err != nil {
-		return nil, fmt.Errorf("stat %s: %w", node, err)
+		return nil, false, fmt.Errorf("stat %s: %w", node, err)
 	}
 	major, minor := unix.Major(st.Rdev), unix.Minor(st.Rdev)
-	who := mountsOf(node, fmt.Sprintf("%d:%d", major, minor))
+	who = mountsOf(node, fmt.Sprintf("%d:%d", major, minor))
 
 	stacked, _ := os.ReadDir(fmt.Sprintf("/sys/dev/block/%d:%d/holders", major, minor))
 	for _, e := range stacked {
 		who = append(who, "used by /dev/"+e.Name())
 	}
+	passing = len(who) == 0
 	who = append(who, openersOf(st.Rdev)...)
 	if len(who) > 0 {
-		return who, nil
+		return who, passing, nil
 	}
 	// A claim that shows nowhere else: another mount namespace, swap.
 	fd, err := unix.Open(node, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return []string{"claimed by the kernel (" + err.Error() + ")"}, nil
+		return []string{"claimed by the kernel (" + err.Error() + ")"}, false, nil
 	}
-	return nil, unix.Close(fd)
+	return nil, false, unix.Close(fd)
 }
 
 // mountsOf reads /proc/self/mountinfo (proc_pid_mountinfo(5)). btrfs shows an

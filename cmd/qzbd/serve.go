@@ -114,7 +114,7 @@ func (srv *server) serveImage(o *attachOptions, img *qcow2.Image, fd int, ready 
 	if nerr := systemd.Stopping(); nerr != nil {
 		srv.log.Warn("service manager not told", zap.Error(nerr))
 	}
-	if who, herr := holders(dev.Path()); herr == nil && len(who) > 0 {
+	if who, _, herr := holders(dev.Path()); herr == nil && len(who) > 0 {
 		srv.log.Warn("stopping a device in use", zap.String("by", strings.Join(who, ", ")))
 	}
 	if serr := dev.Stop(); serr != nil {
@@ -162,10 +162,14 @@ func (srv *server) untilStopped(dev *ublk.Device) error {
 // geometry is the image's zones as the device shows them.
 func geometry(h qcow2.Header, blockSize uint32) zns.Geometry {
 	z := h.Zoned
+	maxAppend := z.MaxAppend &^ (blockSize - 1)
+	if z.MaxAppend == 0 { // no limit of its own: the device's largest request
+		maxAppend = ublk.DefaultMaxIO
+	}
 	return zns.Geometry{
 		Size: h.Size, ZoneSize: z.ZoneSize, ZoneCapacity: z.ZoneCapacity,
 		NrZones: z.NrZones, Conventional: z.Conventional,
-		MaxOpen: z.MaxOpen, MaxActive: z.MaxActive, MaxAppend: uint64(z.MaxAppend),
+		MaxOpen: z.MaxOpen, MaxActive: z.MaxActive, MaxAppend: uint64(maxAppend),
 		BlockSize: blockSize,
 	}
 }
