@@ -2,10 +2,8 @@ package qcow2
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -373,19 +371,3 @@ func TestHelpNamesEveryOption(t *testing.T) {
 		}
 	}
 }
-
-// bytesFile is an image in memory that nobody writes to.
-type bytesFile []byte
-
-func (b bytesFile) ReadAt(p []byte, off int64) (int, error) {
-	return bytes.NewReader(b).ReadAt(p, off)
-}
-func (b bytesFile) WriteAt([]byte, int64) (int, error) { return 0, io.ErrClosedPipe }
-func (b bytesFile) WriteDurable([]byte, int64) error   { return io.ErrClosedPipe }
-func (b bytesFile) Sync() error                        { return io.ErrClosedPipe }
-func (b bytesFile) Truncate(int64) error               { return io.ErrClosedPipe }
-func (b bytesFile) Size() (int64, error)               { return int64(len(b)), nil }
-func (b bytesFile) Punch(int64, int64) error           { return io.ErrClosedPipe }
-func (b bytesFile) Close() error                       { return nil }
-func put64(b []byte, off int, v uint64)                { binary.BigEndian.PutUint64(b[off:], v) }
-func put32(b []byte, off int, v uint32)                { binary.BigEndian.PutUint32(b[off:], v) }
