@@ -34,6 +34,9 @@ func (im *Image) detachImage() error {
 	if !im.attached.Load() {
 		return nil // never changed
 	}
+	if err := im.syncer.drain(); err != nil {
+		return err
+	}
 	im.lock()
 	defer im.unlock()
 	// 2. What was mapped ahead is given back.
