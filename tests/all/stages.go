@@ -30,7 +30,7 @@ func stages(fuzzTime, run string) []stage {
 		{"kernels", "bring the cache of kernels up to date", kernels},
 		{"lint", "gofmt, vet, staticcheck", lint},
 		{"unit", "unit tests of all packages", func(ctx context.Context, r *report) error {
-			return goTest(ctx, r, "-timeout=10m", "./...")
+			return goTest(ctx, r, "-timeout=6m", "./...")
 		}},
 		{"race", "unit tests with the race detector", race},
 		{"kernel-6.12", "kernel tests on Linux 6.12", func(ctx context.Context, r *report) error {

@@ -135,10 +135,7 @@ func (m *machine) qemuArgs() []string {
 		"-accel", accel, "-cpu", "max", "-smp", strconv.Itoa(m.o.CPUs), "-m", m.o.Memory,
 		"-serial", "file:" + comma(m.path("console.log")),
 		"-kernel", m.kernel.image(), "-initrd", m.initrd,
-		// tsc=reliable: on a busy host the guest would give up its clock and
-		// become slow. watchdog_thresh: such a host is no soft lockup.
-		"-append", "console=ttyS0 loglevel=7 panic=-1 mitigations=off tsc=reliable " +
-			"log_buf_len=4M watchdog_thresh=60 rdinit=/init",
+		"-append", kernelArgs(),
 		"-device", "virtio-serial-pci,max_ports=8",
 	}
 	for i, l := range m.ports {
@@ -160,6 +157,19 @@ func (m *machine) qemuArgs() []string {
 	}
 	for _, d := range disks {
 		args = append(args, "-drive", "if=virtio,format=raw,cache=unsafe,discard=unmap,file="+comma(d))
+	}
+	return args
+}
+
+// kernelArgs is the kernel's command line.
+func kernelArgs() string {
+	args := "console=ttyS0 loglevel=7 panic=-1 mitigations=off log_buf_len=4M rdinit=/init" +
+		// On a busy host the guest would give up its clock and become slow,
+		" tsc=reliable" +
+		// and a host that is too busy to run it for a while is no soft lockup.
+		" watchdog_thresh=60"
+	if khz := tscKHz(); khz > 0 {
+		args += fmt.Sprintf(" tsc_early_khz=%d", khz)
 	}
 	return args
 }

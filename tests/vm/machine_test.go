@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -86,5 +87,38 @@ func TestMachineEndsWhatIsLate(t *testing.T) {
 	status, err = Run(ctx, Options{Log: t.Output()}, []string{"sleep", "1000"})
 	if status != ExitMachine || !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > 20*time.Second {
 		t.Errorf("cancelled: status %d, %v after %v", status, err, time.Since(began))
+	}
+}
+
+// arrivals notes when lines come out of the machine.
+type arrivals struct{ at []time.Time }
+
+func (a *arrivals) Write(p []byte) (int, error) {
+	for range bytes.Count(p, []byte("\n")) {
+		a.at = append(a.at, time.Now())
+	}
+	return len(p), nil
+}
+
+// A guest whose seconds are too short runs into every time limit early. It
+// measures its clock while it boots, so keep it from doing that undisturbed.
+func TestMachineSecondsAreNotShorterThanOurs(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	for range runtime.GOMAXPROCS(0) {
+		go func() {
+			for ctx.Err() == nil {
+			}
+		}()
+	}
+	t.Setenv("TMPDIR", t.TempDir())
+	var lines arrivals
+	status, err := Run(context.Background(), Options{Stdout: &lines, Log: t.Output()},
+		[]string{"sh", "-c", "echo; sleep 5; echo"})
+	if status != 0 || err != nil || len(lines.at) != 2 {
+		t.Fatalf("status %d, %v, %d lines", status, err, len(lines.at))
+	}
+	if d := lines.at[1].Sub(lines.at[0]); d < 4*time.Second {
+		t.Errorf("five seconds of the guest took %v", d)
 	}
 }
