@@ -133,6 +133,9 @@ func (c *Control) do(ctx context.Context, op uint32, cmd ctrlCmd, buf []byte) er
 // run submits one command and waits for it. The kernel works on it on a thread
 // that belongs to the submitting one, so that is kept.
 func (s *session) run(ctx context.Context, fd int, op uint32, cmd ctrlCmd) (res int32, err error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	defer context.AfterFunc(ctx, s.ring.Wake)()
