@@ -3,6 +3,8 @@ package qcow2
 import (
 	"fmt"
 	"iter"
+	"maps"
+	"slices"
 )
 
 // refMap counts the references to each cluster. It takes memory only for parts
@@ -57,11 +59,11 @@ func (m *refMap) count(cluster int64) uint64 {
 	return uint64(page[cluster%refPageSize] &^ metadata)
 }
 
-// all yields the clusters that have references, in no order.
+// all yields the clusters that have references, in order.
 func (m *refMap) all() iter.Seq[int64] {
 	return func(yield func(int64) bool) {
-		for p, page := range m.pages {
-			for i, v := range page {
+		for _, p := range slices.Sorted(maps.Keys(m.pages)) {
+			for i, v := range m.pages[p] {
 				if v != 0 && !yield(p*refPageSize+int64(i)) {
 					return
 				}
