@@ -6,7 +6,7 @@
 //	offset 0        +-----------------------------------------------------+
 //	                | header                                              |
 //	                |   first sector: feature bits, places of the tables, |
-//	                |   zoned extension  (bit and extension change at once)|
+//	                |   zoned extension (changes together with its bit)   |
 //	                |   feature names, unknown extensions                 |
 //	                +-----------------------------------------------------+
 //	RefTableOffset  | refcount table --> refcount blocks: one count for   |

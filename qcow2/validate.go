@@ -141,6 +141,8 @@ func (h *Header) checkZoned() error {
 	if bits.OnesCount64(z.ZoneSize) != 1 {
 		return fmt.Errorf("zone_size is %d: it must be a power of two", z.ZoneSize)
 	}
+	// Deviation: the series calls zone and cluster size unrelated. Its successors
+	// require this, too.
 	if z.ZoneSize%cs != 0 {
 		return fmt.Errorf("zone_size is %d: it must be a multiple of the cluster size %d", z.ZoneSize, cs)
 	}
