@@ -1,0 +1,103 @@
+package engine
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"testing/synctest"
+
+	"github.com/qzbd/qzbd/qcow2"
+)
+
+var (
+	cutsFlag = flag.Int("cuts", 2000, "power cuts of the test of those")
+	seedFlag = flag.Uint64("seed", 0, "run only this seed of the tests that have seeds")
+)
+
+// cutSpecs are images that are small, so that many cuts find many states.
+var cutSpecs = []spec{
+	{CreateOptions: qcow2.CreateOptions{ClusterSize: 512, RefcountBits: 16, Size: 128 << 10, ZoneSize: 16 << 10, ZoneCapacity: 12<<10 + 512, Conventional: 1}},
+	// Zones in two sectors of zonedmeta and a limit that is always reached.
+	{CreateOptions: qcow2.CreateOptions{ClusterSize: 512, RefcountBits: 64, Size: 72 * 4 << 10, ZoneSize: 4 << 10, ZoneCapacity: 3584, Conventional: 60, MaxActive: 3}},
+	{CreateOptions: qcow2.CreateOptions{ClusterSize: 4096, RefcountBits: 1, Size: 256 << 10, ZoneSize: 32 << 10, ZoneCapacity: 20<<10 + 512, Conventional: 1, MaxActive: 3, MaxOpen: 2}},
+	{CreateOptions: qcow2.CreateOptions{ClusterSize: 64 << 10, RefcountBits: 16, Size: 384 << 10, ZoneSize: 64 << 10, Conventional: 2}},
+	{CreateOptions: qcow2.CreateOptions{ClusterSize: 4096, RefcountBits: 8, Size: 128 << 10, ZoneSize: 16 << 10, Conventional: 6, MaxActive: 1}, block: 4096},
+	{CreateOptions: qcow2.CreateOptions{ClusterSize: 512, RefcountBits: 64, Size: 2560 << 10, ZoneSize: 256 << 10, Conventional: 1}, narrow: true},
+}
+
+const cutsPerSeed = 10
+
+func TestPowerCutsKeepThePromises(t *testing.T) {
+	for seed := uint64(1); seed <= uint64((*cutsFlag+cutsPerSeed-1)/cutsPerSeed); seed++ {
+		if *seedFlag != 0 {
+			seed = *seedFlag
+		}
+		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { liveAndDie(t, seed) })
+		})
+		if *seedFlag != 0 || t.Failed() {
+			break
+		}
+	}
+}
+
+// liveAndDie drives one image through several lives. Time is virtual: disks
+// are slow, and what runs at the same time meets in every order.
+func liveAndDie(t *testing.T, seed uint64) {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	s := cutSpecs[seed%uint64(len(cutSpecs))]
+	h := newHost(t, rng.IntN, s)
+	h.virtual = true
+	h.disk.pause = latency(rand.New(rand.NewPCG(seed, 2)))
+	if rng.IntN(2) == 0 {
+		h.options.CacheBytes = 1
+	}
+	if rng.IntN(2) == 0 {
+		h.options.SyncInterval = 50_000
+	}
+	if err := h.open(); err != nil {
+		h.fatalf("open: %v", err)
+	}
+	t.Cleanup(func() {
+		h.disk.revive() // the power is off for whoever is left
+		h.wg.Wait()
+		h.im.Abandon()
+	})
+	for range cutsPerSeed {
+		h.disk.mu.Lock()
+		h.disk.offAt = h.disk.ops + 1 + rng.IntN(1+rng.IntN(400))
+		h.disk.mu.Unlock()
+		for range 150 {
+			if h.isDead() {
+				break
+			}
+			h.step()
+		}
+		killed := rng.IntN(6) == 0
+		h.note("--- power cut (or killed: %v) at operation %d", killed, h.disk.ops)
+		if killed {
+			h.disk = h.crash((*disk).revive)
+			h.recover(true, nil)
+		} else {
+			h.disk = h.crash(func(d *disk) *disk { return d.cut(rng) })
+			h.recover(false, rng)
+		}
+		if rng.IntN(4) == 0 {
+			if err := h.reopen(); err != nil {
+				h.fatalf("close and open: %v", err)
+			}
+			h.verify()
+		}
+	}
+	if err := h.reopen(); err != nil {
+		h.fatalf("close and open: %v", err)
+	}
+	h.verify()
+}
+
+func (h *host) isDead() bool {
+	h.disk.mu.Lock()
+	defer h.disk.mu.Unlock()
+	return h.disk.dead
+}

@@ -1,0 +1,12 @@
+// Package engine tests zns.Device and qcow2.Image together, without a kernel:
+// what a host is promised is a property of the two, not of either.
+//
+//   - disk_test.go: the image file, a page cache over a disk in memory that
+//     loses power, fills up and fails.
+//   - model_test.go: what a device must contain, now and after a power cut.
+//   - host_test.go: requests in flight, each held against the model.
+//   - ops_test.go: the random operations.
+//
+// The other files are the tests. Flags: -cuts, -seed, -rapid.checks,
+// -rapid.seed.
+package engine
