@@ -1,0 +1,222 @@
+//go:build kernel
+
+package kernel
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// says checks an error message for the words that a user needs.
+func says(t *testing.T, message string, words ...string) {
+	t.Helper()
+	for _, w := range words {
+		if !strings.Contains(message, w) {
+			t.Errorf("the message lacks %q: %s", w, message)
+		}
+	}
+}
+
+func TestAnImageIsAttachedOnlyOnce(t *testing.T) {
+	h := begin(t)
+	im := h.create("a.qcow2", small)
+	d := im.attach()
+	says(t, h.refused(qzbd, "attach", im.path), im.path, d.node)
+	link := filepath.Join(h.dir, "link")
+	if err := os.Symlink(im.path, link); err != nil {
+		t.Fatal(err)
+	}
+	says(t, h.refused(qzbd, "attach", link), d.node)
+	if r := h.try(qzbd, "check", im.path); r.code != 1 {
+		t.Errorf("check of an attached image: %v", r)
+	}
+	k := d.open()
+	k.write(1, 0, 4096) // undisturbed
+	k.holds(1, 0, 4096)
+}
+
+func TestWhatIsNoZonedImageIsRefused(t *testing.T) {
+	h := begin(t)
+	good, err := os.ReadFile(h.create("good.qcow2", small).path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	noBit := append([]byte(nil), good...)
+	noBit[79] &^= 1 << 5 // incompatible features, the zoned format
+	for _, c := range []struct {
+		name    string
+		content []byte
+	}{
+		{"empty", nil},
+		{"garbage", pattern(1, 0, 1<<20)},
+		{"zeros", make([]byte, 1<<20)},
+		{"head", good[:80]},
+		{"no-bit", noBit},
+	} {
+		path := filepath.Join(h.dir, c.name)
+		if err := os.WriteFile(path, c.content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		says(t, h.refused(qzbd, "attach", path), path)
+		if after, err := os.ReadFile(path); err != nil || string(after) != string(c.content) {
+			t.Errorf("%s: changed by a refusal (%v)", c.name, err)
+		}
+	}
+	says(t, h.refused(qzbd, "attach", filepath.Join(h.dir, "nothing")), "no such file")
+	says(t, h.refused(qzbd, "attach", h.dir), h.dir)
+	says(t, h.refused(qzbd, "attach", "/dev/null"), "/dev/null")
+}
+
+// The kernel would find out, and not survive it: START_DEV must never see it.
+func TestAnImageThatTheKernelCannotServeIsRefused(t *testing.T) {
+	h := begin(t)
+	for _, c := range []struct {
+		name, options string
+		words         []string
+	}{
+		{"short-last-zone", "size=65M,zone.size=8M", []string{"zone"}},
+		{"too-many-zones", "size=16385M,zone.size=1M", []string{"16384"}},
+	} {
+		im := h.create(c.name, c.options)
+		says(t, h.refused(qzbd, "attach", im.path), c.words...)
+	}
+}
+
+func TestADeviceInUseIsNotDetached(t *testing.T) {
+	h := begin(t)
+	im := h.create("a.qcow2", "size=768M,zone.size=8M,zone.conventional_zones=16")
+	d := im.attach()
+	h.run("mkfs.f2fs", "-f", "-m", d.node)
+	dir, unmount := h.mount("f2fs", d.node)
+	for _, name := range []string{d.node, im.path, "--all"} {
+		says(t, h.refused(qzbd, "detach", name), d.node, dir)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("still writable"), 0o600); err != nil {
+		t.Error(err)
+	}
+	unmount()
+	k := d.open()
+	says(t, h.refused(qzbd, "detach", d.node), d.node, fmt.Sprint(os.Getpid()))
+	k.close()
+	d.detach()
+}
+
+func TestDetachTakesADeviceAnImageOrAll(t *testing.T) {
+	h := begin(t)
+	a, b, c := h.create("a.qcow2", small), h.create("b.qcow2", small), h.create("c.qcow2", small)
+	da := a.attach("--id", "17")
+	db, dc := b.attach(), c.attach("--queues", queues())
+	if da.node != "/dev/ublkb17" {
+		t.Errorf("--id 17 became %s", da.node)
+	}
+	want := map[string]string{da.node: a.path, db.node: b.path, dc.node: c.path}
+	all := h.list()
+	for _, l := range all {
+		if l.Image != want[l.Device] || l.State != "live" || !alive(l.PID) || l.Device != fmt.Sprintf("/dev/ublkb%d", l.ID) {
+			t.Errorf("listed as %+v", l)
+		}
+		if l.Device == dc.node && fmt.Sprint(l.Queues) != queues() {
+			t.Errorf("%s has %d queues, want %s", l.Device, l.Queues, queues())
+		}
+	}
+	if len(all) != 3 {
+		t.Errorf("%d devices listed, want 3", len(all))
+	}
+	text := h.run(qzbd, "list")
+	for node, path := range want {
+		says(t, text, node, path)
+	}
+	says(t, h.refused(qzbd, "attach", "--id", "17", h.create("d.qcow2", small).path), "17")
+
+	// A device in use stays, the others go.
+	k := da.open()
+	says(t, h.refused(qzbd, "detach", "--all"), da.node)
+	k.close()
+	db.gone, dc.gone = true, true
+	if got := h.list(); len(got) != 1 || got[0].Device != da.node {
+		t.Errorf("left after detach --all: %+v", got)
+	}
+	da.detachBy(a.path)
+	says(t, h.refused(qzbd, "detach", a.path), a.path, "not attached")
+	h.run(qzbd, "detach", "--all") // nothing to do is no error
+	if out := h.run(qzbd, "list", "--json"); strings.TrimSpace(out) != "[]" {
+		t.Errorf("list of nothing: %q", out)
+	}
+}
+
+func TestFeaturesSaysThatThisKernelWillDo(t *testing.T) {
+	h := begin(t)
+	says(t, strings.ToLower(h.run(qzbd, "features")), "zoned", "user_copy")
+}
+
+func TestInfoDescribesAnImageAttachedOrNot(t *testing.T) {
+	h := begin(t)
+	im := h.create("a.qcow2", founding)
+	d := im.attach()
+	for range 2 { // attached, and then not
+		var v map[string]any
+		out := h.run(qzbd, "info", "--json", im.path)
+		if err := json.Unmarshal([]byte(out), &v); err != nil || len(v) == 0 {
+			t.Errorf("info --json: %v in %q", err, out)
+		}
+		says(t, h.run(qzbd, "info", im.path), "768", "64", "12")
+		if !d.gone {
+			d.detach()
+		}
+	}
+}
+
+// Ten times the same: what is lost each time adds up.
+func TestAttachingLeavesNothingBehind(t *testing.T) {
+	h := begin(t)
+	im := h.create("a.qcow2", small)
+	var fds, threads []int
+	for i := range 10 {
+		d := im.attach("--queues", queues())
+		if d.node != "/dev/ublkb0" && i > 0 {
+			t.Logf("%s at turn %d", d.node, i)
+		}
+		k := d.open()
+		k.write(1, int64(i)*zlen, 65536)
+		k.sync()
+		k.close()
+		pid := d.server()
+		if pid == 0 {
+			t.Fatalf("no server for %s", d.node)
+		}
+		fds = append(fds, count(t, fmt.Sprintf("/proc/%d/fd/*", pid)))
+		threads = append(threads, count(t, fmt.Sprintf("/proc/%d/task/*", pid)))
+		if n := len(processes()); n != 1 {
+			t.Errorf("turn %d: %d processes", i, n)
+		}
+		d.detach()
+		if n := len(processes()); n != 0 {
+			t.Errorf("turn %d: %d processes after detach", i, n)
+		}
+	}
+	t.Logf("open files %v, threads %v", fds, threads)
+	for _, n := range fds {
+		if n > fds[0]+2 {
+			t.Errorf("the number of open files grows: %v", fds)
+			break
+		}
+	}
+	d := im.attach()
+	k := d.open()
+	for i := range int64(10) {
+		k.holds(1, i*zlen, 65536)
+	}
+}
+
+func count(t *testing.T, pattern string) int {
+	t.Helper()
+	names, err := filepath.Glob(pattern)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(names)
+}

@@ -1,0 +1,13 @@
+// Package kernel tests qzbd as its users meet it: the built program serves an
+// image, and the kernel's block layer, blkzone, fio and real file systems use
+// the device. Nothing is replaced by a stand-in.
+//
+// The tests have the build tag "kernel" and need root and a kernel with ublk
+// and zoned block devices; make test boots such kernels in virtual machines,
+// make test-native uses the running one. QZBD_BIN names the program under
+// test, by default bin/qzbd of this module.
+//
+// Every test leaves the machine as it found it, and that is part of what is
+// tested: no device, process, mount or file may remain, the kernel's log must
+// be free of warnings, and qzbd check must find every image clean.
+package kernel

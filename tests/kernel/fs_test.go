@@ -1,0 +1,73 @@
+//go:build kernel
+
+package kernel
+
+import "testing"
+
+// f2fs keeps its own tables in conventional zones.
+func TestF2fs(t *testing.T) {
+	h := begin(t)
+	im := h.create("a.qcow2", "size=768M,zone.size=8M,zone.conventional_zones=16,zone.max_open_zones=6,zone.max_active_zones=8,cluster_size=64K")
+	fileSystem(im, "f2fs", []string{"mkfs.f2fs", "-f", "-m"}, []string{"fsck.f2fs", "-f"})
+}
+
+// btrfs writes its data by zone append and its trees by writes, and finishes
+// and resets zones.
+func TestBtrfs(t *testing.T) {
+	h := begin(t)
+	im := h.create("a.qcow2", "size=1G,zone.size=16M,zone.capacity=12M,zone.max_open_zones=12,zone.max_active_zones=16,zone.max_append_bytes=1M")
+	fileSystem(im, "btrfs",
+		[]string{"mkfs.btrfs", "-q", "-O", "zoned", "-m", "single", "-d", "single"}, []string{"btrfs", "check"})
+}
+
+// Small appends, as in the founding example: the kernel splits what btrfs
+// writes into many, in flight together.
+func TestBtrfsWithAppendsOf4K(t *testing.T) {
+	h := begin(t)
+	d := h.create("a.qcow2", "size=512M,zone.size=16M,zone.max_append_bytes=4096").attach("--queues", queues())
+	h.run("mkfs.btrfs", "-q", "-O", "zoned", "-m", "single", "-d", "single", d.node)
+	tr := newTree(t)
+	dir, unmount := h.mount("btrfs", d.node)
+	tr.add(dir, "a", 24<<20)
+	unmount()
+	h.run("btrfs", "check", d.node)
+	dir, unmount = h.mount("btrfs", d.node)
+	tr.check(dir)
+	unmount()
+}
+
+// fileSystem takes a file system through its life on an image.
+func fileSystem(im *image, fs string, mkfs, fsck []string) {
+	h := im.h
+	h.t.Helper()
+	d := im.attach("--queues", queues())
+	with := func(command []string) {
+		h.t.Helper()
+		h.run(command[0], append(command[1:len(command):len(command)], d.node)...)
+	}
+	with(mkfs)
+	tr := newTree(h.t)
+	dir, unmount := h.mount(fs, d.node)
+	tr.add(dir, "a", 160<<20)
+	tr.churn(dir)
+	tr.add(dir, "b", 64<<20)
+	unmount()
+	with(fsck)
+
+	dir, unmount = h.mount(fs, d.node)
+	tr.check(dir)
+	unmount()
+	d.detach()
+	im.check()
+
+	d = im.attach()
+	dir, unmount = h.mount(fs, d.node)
+	tr.check(dir)
+	tr.churn(dir) // the zones go on, too
+	unmount()
+	with(fsck)
+	dir, unmount = h.mount(fs, d.node)
+	tr.check(dir)
+	unmount()
+	d.detach()
+}

@@ -1,0 +1,194 @@
+//go:build kernel
+
+package kernel
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"os/exec"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// foreground is a server that is a child of the test, so that its exit status
+// can be seen.
+type foreground struct {
+	*device
+	cmd    *exec.Cmd
+	stderr bytes.Buffer
+	ended  chan error
+}
+
+func (im *image) serve(flags ...string) *foreground {
+	h := im.h
+	h.t.Helper()
+	s := &foreground{cmd: exec.Command(qzbd, append([]string{"attach", "--foreground", im.path}, flags...)...)}
+	s.cmd.Stderr = &s.stderr
+	out, err := s.cmd.StdoutPipe()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if err := s.cmd.Start(); err != nil {
+		h.t.Fatal(err)
+	}
+	first := make(chan string, 1)
+	s.ended = make(chan error, 1)
+	go func() {
+		line, _ := bufio.NewReader(out).ReadString('\n')
+		first <- strings.TrimSuffix(line, "\n")
+		s.ended <- s.cmd.Wait()
+	}()
+	h.t.Cleanup(func() {
+		if s.cmd.ProcessState == nil {
+			h.t.Error("the server has to be killed")
+			_ = s.cmd.Process.Kill() // it may end at this moment
+			<-s.ended
+		}
+		if h.t.Failed() {
+			h.t.Logf("log of the server:\n%s", s.stderr.Bytes())
+		}
+	})
+	select {
+	case node := <-first:
+		if !strings.HasPrefix(node, "/dev/ublkb") {
+			h.t.Fatalf("the server printed %q for its node", node)
+		}
+		s.device = &device{im: im, node: node, gone: true}
+	case <-time.After(patience):
+		h.t.Fatal("no node from the server")
+	}
+	return s
+}
+
+// terminate ends the server in order.
+func (s *foreground) terminate() {
+	h := s.im.h
+	h.t.Helper()
+	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		h.t.Fatal(err)
+	}
+	select {
+	case err := <-s.ended:
+		if err != nil {
+			h.t.Errorf("after SIGTERM the server ended with %v", err)
+		}
+	case <-time.After(patience):
+		h.t.Fatalf("the server still runs %v after SIGTERM", patience)
+	}
+}
+
+func TestAServerInTheForegroundStopsInOrder(t *testing.T) {
+	h := begin(t)
+	im := h.create("a.qcow2", small)
+	s := im.serve()
+	k := s.open()
+	k.write(1, 0, 69632)
+	k.close()
+	s.terminate()
+	k = im.attach().open()
+	k.isIn(0, closed, 69632)
+	k.holds(1, 0, 69632)
+}
+
+// writer fills its zones one after the other and knows how far it has come:
+// everything below acked was acknowledged.
+type writer struct {
+	zones []int
+	acked []atomic.Int64
+	err   error
+}
+
+func (w *writer) run(k *disk, size int) {
+	for i, z := range w.zones {
+		for at := 0; at < zcap; at += size {
+			n := min(size, zcap-at)
+			place := int64(z)*zlen + int64(at)
+			if w.err = k.pwrite(place, pattern(uint64(z), place, n), 0); w.err != nil {
+				return
+			}
+			w.acked[i].Store(int64(at + n))
+		}
+	}
+}
+
+func (w *writer) total() (n int64) {
+	for i := range w.acked {
+		n += w.acked[i].Load()
+	}
+	return n
+}
+
+func TestWhatWasAcknowledgedBeforeSIGTERMIsThereAfterwards(t *testing.T) {
+	h := begin(t)
+	im := h.create("a.qcow2", "size=512M,zone.size=8M,zone.capacity=6M")
+	s := im.serve("--queues", queues())
+	writers := make([]*writer, 4)
+	var wg sync.WaitGroup
+	for i := range writers {
+		w := &writer{}
+		for z := i; z < 64; z += len(writers) {
+			w.zones = append(w.zones, z)
+		}
+		w.acked = make([]atomic.Int64, len(w.zones))
+		writers[i] = w
+		k := s.open()
+		wg.Go(func() { w.run(k, 4096*(1+7*i)); k.close() })
+	}
+	sum := func() (n int64) {
+		for _, w := range writers {
+			n += w.total()
+		}
+		return n
+	}
+	h.wait("the writers are busy", func() bool { return sum() > 32<<20 })
+	s.terminate()
+	wg.Wait()
+	t.Logf("%d bytes were acknowledged", sum())
+
+	k := im.attach().open()
+	zones := k.zones()
+	for _, w := range writers {
+		if w.err == nil {
+			t.Error("a writer has finished: SIGTERM came too late to mean anything")
+		}
+		for i, z := range w.zones {
+			n := w.acked[i].Load()
+			if have := zones[z].written(); have < n {
+				t.Errorf("zone %d holds %d bytes, %d were acknowledged", z, have, n)
+				continue
+			}
+			k.holds(uint64(z), int64(z)*zlen, int(n))
+		}
+	}
+}
+
+func TestSIGTERMUnderFioLeavesNothingBehind(t *testing.T) {
+	h := begin(t)
+	im := h.create("a.qcow2", "size=256M,zone.size=16M,zone.capacity=12M,zone.max_open_zones=6,zone.max_active_zones=8,zone.conventional_zones=2")
+	for _, engine := range engines {
+		s := im.serve("--queues", queues())
+		ended := make(chan result, 1)
+		go func() {
+			out, err := exec.Command("fio", "--name=load", "--filename="+s.node, "--direct=1", "--zonemode=zbd",
+				"--ioengine="+engine, "--iodepth=16", "--rw=randrw", "--bsrange=4k-64k", "--blockalign=4k", "--numjobs=2",
+				"--max_open_zones=6", "--time_based", "--runtime=3600").CombinedOutput()
+			ended <- result{line: fmt.Sprint("fio: ", err), stdout: string(out)}
+		}()
+		h.wait("fio is busy", func() bool { return s.completed() > 2000 })
+		s.terminate()
+		select {
+		case r := <-ended:
+			if !strings.Contains(r.line, "exit status") {
+				t.Errorf("fio should have met errors when its device went: %v", r)
+			}
+		case <-time.After(patience):
+			t.Fatal("fio still runs although its device is gone")
+		}
+		im.check()
+	}
+}
