@@ -18,7 +18,7 @@ const (
 
 	// In a conventional zone, where requests do not follow each other, only a
 	// little more than what is asked for is allocated.
-	conventionalChunkBytes = 256 << 10
+	conventionalChunkClusters = 4
 )
 
 // mapWrite gives every byte of [off, off+n) a place of its own in the file.
@@ -55,7 +55,7 @@ func (im *Image) mapWrite(off, n uint64) error {
 // end and ahead of it as far as is sensible. It returns how many.
 func (im *Image) mapChunk(zone uint32, g, end int64) (int64, error) {
 	first, last := im.clusterOf(im.zoneStart(zone)), im.clusterUp(im.zoneEnd(zone))
-	ahead := int64(conventionalChunkBytes) >> im.clusterBits
+	ahead := int64(conventionalChunkClusters)
 	need := int64(0)
 	if !im.conventional(zone) {
 		ahead = min(max(g-first, minChunkBytes>>im.clusterBits), maxChunkBytes>>im.clusterBits)
