@@ -197,7 +197,7 @@ func (h *Header) encode() ([]byte, error) {
 }
 
 // patch sets the fields that change during an image's life. All lie in the
-// first sector.
+// first sector, which is written whole or not at all (I7).
 func (h *Header) patch(sector []byte) {
 	be := binary.BigEndian
 	be.PutUint64(sector[offIncompatible:], h.Incompatible)
@@ -205,24 +205,6 @@ func (h *Header) patch(sector []byte) {
 	be.PutUint64(sector[offAutoclear:], h.Autoclear)
 	be.PutUint64(sector[offRefTableOffset:], uint64(h.RefTableOffset))
 	be.PutUint32(sector[offRefTableClusters:], h.RefTableClusters)
-}
-
-// writeHeaderSector rewrites the first sector of the file with the feature
-// bits and the refcount table's place of h, and nothing else of it: one sector
-// is written whole or not at all (I7). Autoclear bits are cleared, because we
-// know none of the features that they vouch for (docs/interop/qcow2,
-// autoclear_features). The caller syncs.
-func writeHeaderSector(f File, h *Header) error {
-	var sector [sectorSize]byte
-	if _, err := f.ReadAt(sector[:], 0); err != nil {
-		return fmt.Errorf("read the header's sector: %w", err)
-	}
-	h.Autoclear = 0
-	h.patch(sector[:])
-	if _, err := f.WriteAt(sector[:], 0); err != nil {
-		return fmt.Errorf("write the header's sector: %w", err)
-	}
-	return nil
 }
 
 // readPadded fills p from off. What lies beyond the end of the file reads as

@@ -53,22 +53,10 @@ func (r *ref) String() string {
 	}
 }
 
-// walkRefs calls fn with every range of the file that something refers to:
-// what the header names, then refcount blocks, L2 tables, and data clusters.
-// guest is the device offset where an L2 table's or data cluster's mapping
-// begins. A damaged entry ends the walk with an error that says where it is.
-// Memory is bounded by a cluster and a chunk of each table.
-func walkRefs(f File, h *Header, fn func(kind RefKind, off, n int64, guest uint64) error) error {
-	return walk(f, h, true, func(r *ref) error {
-		if r.bad != "" {
-			return fmt.Errorf("%s %s", r, r.bad)
-		}
-		return fn(r.kind, r.off, r.n, r.guest)
-	})
-}
-
-// walk calls fn with every reference, also with those that cannot be followed
-// (bad). refBlocks false leaves out the refcount blocks: in a dirty image they
+// walk calls fn with every range of the file that something refers to: what the
+// header names, then refcount blocks, L2 tables and data clusters, also where
+// an entry cannot be followed (bad). Memory is bounded by a cluster and a chunk
+// of each table. refBlocks false leaves out the refcount blocks: in a dirty image they
 // mean nothing. fn may return errSkip for an L2 table; the ref is only valid
 // during the call.
 func walk(f File, h *Header, refBlocks bool, fn func(r *ref) error) error {
