@@ -103,6 +103,7 @@ func Check(f File, progress func(done, total int64)) (*CheckReport, error) {
 	if err := walk(f, h, !c.rep.Dirty, c.visit); err != nil {
 		return nil, err
 	}
+	c.tellAhead()
 	if !c.rep.Dirty {
 		if err := c.compareBlocks(); err != nil {
 			return nil, err
@@ -124,6 +125,11 @@ type checker struct {
 	refs   refMap
 	table  []uint64 // the refcount table
 	blocks blockCache
+	ahead  struct { // mappings of one zone above its write pointer, not yet told
+		n     int64
+		zone  uint64
+		first uint64 // guest offset
+	}
 }
 
 // readPointers reads zonedmeta entry by entry: one that is damaged must not
@@ -226,7 +232,21 @@ func (c *checker) checkAhead(r *ref) {
 		c.rep.leak(1, "%s is beyond the end of the device", r)
 		return
 	}
-	c.rep.leak(1, "%s is above the write pointer of zone %d", r, z)
+	if c.ahead.n != 0 && c.ahead.zone != z {
+		c.tellAhead()
+	}
+	if c.ahead.n++; c.ahead.n == 1 {
+		c.ahead.zone, c.ahead.first = z, r.guest
+	}
+}
+
+// tellAhead reports the clusters of one zone that checkAhead has counted: a
+// server maps ahead of its data, so there are many.
+func (c *checker) tellAhead() {
+	if a := &c.ahead; a.n != 0 {
+		c.rep.leak(a.n, "%d data clusters from guest offset %#x on are above the write pointer of zone %d", a.n, a.first, a.zone)
+		a.n = 0
+	}
 }
 
 // checkCopied compares the copied flag of an entry with the refcount it is a
