@@ -61,7 +61,7 @@ func (w *workers) run() {
 		for s == zns.Work {
 			s = w.target.Work(&r.Request)
 		}
-		w.free() // first: the answer may bring the next request
+		w.free()           // first: the answer may bring the next request
 		if s != zns.Wait { // a waiting request comes back by its Wake
 			r.step = s
 			r.queue.post(r)
