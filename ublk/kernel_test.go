@@ -308,6 +308,21 @@ func (l left) beyond(before left) bool {
 	return l.fds > before.fds || l.goroutines > before.goroutines || l.nodes > before.nodes || l.maps > before.maps
 }
 
+// nothingLeft compares with before. Goroutines are counted until their last
+// instruction, so it looks more than once.
+func nothingLeft(t testing.TB, before left) {
+	t.Helper()
+	after := look(t)
+	for range 1000 {
+		if !after.beyond(before) {
+			return
+		}
+		runtime.Gosched()
+		after = look(t)
+	}
+	t.Errorf("left behind: %+v, before %+v", after, before)
+}
+
 func TestStopLeavesNothing(t *testing.T) {
 	x := newToy(t, 8, 1, 4*mib, 4*mib)
 	once := func(cfg Config) {
@@ -340,21 +355,11 @@ func TestStopLeavesNothing(t *testing.T) {
 	for i := range 20 {
 		once(Config{Queues: 1 + i%2, Depth: 1 << (i % 8)})
 	}
-	after := look(t)
-	for range 100 { // goroutines are counted until their last instruction
-		if !after.beyond(before) {
-			break
-		}
-		runtime.Gosched()
-		after = look(t)
-	}
-	if after.beyond(before) {
-		t.Errorf("left behind: %+v, before %+v", after, before)
-	}
+	nothingLeft(t, before)
 }
 
 func TestWhatTheKernelWouldRefuseNeverReachesIt(t *testing.T) {
-	before := look(t)
+	before, toys := look(t), 1
 	x := newToy(t, 4, 1, 4*mib, 4*mib)
 	for what, broken := range map[string]func(*toy, *Config){
 		"zone size":   func(x *toy, _ *Config) { x.geometry.ZoneSize = 3 * mib },
@@ -364,6 +369,7 @@ func TestWhatTheKernelWouldRefuseNeverReachesIt(t *testing.T) {
 		"max io":      func(_ *toy, c *Config) { c.MaxIO = 1000 },
 	} {
 		y, cfg := newToy(t, 4, 1, 4*mib, 4*mib), Config{}
+		toys++
 		broken(y, &cfg)
 		if d, err := begin(y, x.file, cfg); err == nil {
 			d.Stop()
@@ -372,11 +378,8 @@ func TestWhatTheKernelWouldRefuseNeverReachesIt(t *testing.T) {
 			t.Logf("%s: %v", what, err)
 		}
 	}
-	after := look(t)
-	after.fds = before.fds // the toys' files
-	if after.beyond(before) {
-		t.Errorf("left behind: %+v, before %+v", after, before)
-	}
+	before.fds += toys // their files
+	nothingLeft(t, before)
 }
 
 func TestAStartThatFailsUndoesItself(t *testing.T) {
@@ -406,10 +409,7 @@ func TestAStartThatFailsUndoesItself(t *testing.T) {
 	} else if !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
-	after := look(t)
-	if after.beyond(before) {
-		t.Errorf("left behind: %+v, before %+v", after, before)
-	}
+	nothingLeft(t, before)
 }
 
 func TestSomebodyElseCanStopTheDevice(t *testing.T) {
