@@ -34,9 +34,6 @@ func (im *Image) detachImage() error {
 	if !im.attached.Load() {
 		return nil // never changed
 	}
-	if err := im.syncer.drain(); err != nil {
-		return err
-	}
 	im.lock()
 	defer im.unlock()
 	// 2. What was mapped ahead is given back.
@@ -52,20 +49,19 @@ func (im *Image) detachImage() error {
 	if err := im.Failed(); err != nil {
 		return err
 	}
-	// 3. No durable entry refers to what is free.
+	// 3. Whatever refcounts and mappings say is durable (I5), and no durable
+	//    entry refers to what is free.
 	if err := im.f.Sync(); err != nil {
 		return im.fail(fmt.Errorf("close: %w", err)) // I8
 	}
-	// 4. The space of free clusters goes back; an error only costs space.
+	// 4. The space of free clusters goes back. Whether that is durable does
+	//    not matter, and an error only costs space.
 	end, err := im.trim()
 	if err != nil {
 		return err
 	}
 	_ = im.f.Truncate(end << im.clusterBits)
-	if err := im.f.Sync(); err != nil {
-		return im.fail(fmt.Errorf("close: %w", err)) // I8
-	}
-	// 5. Everything that refcounts and mappings say is durable (I5).
+	// 5. The bit goes last.
 	h := *im.header()
 	h.Incompatible &^= incompatDirty
 	if err := im.putHeader(&h); err != nil {

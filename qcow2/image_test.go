@@ -218,6 +218,11 @@ func wantClean(t testing.TB, f File) {
 	if size%h.ClusterSize() != 0 {
 		t.Fatalf("the file has %d bytes, which is no multiple of the cluster size", size)
 	}
+	r, err := Check(f, nil)
+	must(t, err)
+	if r.ExitCode() != 0 {
+		t.Fatalf("check: %+v", r)
+	}
 }
 
 func fill(n int, v byte) []byte { return bytes.Repeat([]byte{v}, n) }

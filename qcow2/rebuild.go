@@ -284,8 +284,9 @@ func (r *rebuilder) writeRefcounts() error {
 	return err
 }
 
-// release gives the file the length that it needs, and what lies unused below
-// to the rounds, which give its space back.
+// release gives the file the length that it needs, and the space of what lies
+// unused below back to the file system. Nothing makes these holes durable, so
+// the clusters count as unclean.
 func (r *rebuilder) release() error {
 	im := r.im
 	end := r.n
@@ -302,7 +303,10 @@ func (r *rebuilder) release() error {
 			free = appendRun(free, run{c, 1})
 		}
 	}
-	im.alloc.freed = free
+	_ = im.punch(free)
+	for _, x := range free {
+		im.alloc.unclean.add(x)
+	}
 	return nil
 }
 

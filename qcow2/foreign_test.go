@@ -1,0 +1,152 @@
+package qcow2
+
+import (
+	"bytes"
+	"encoding/binary"
+	"testing"
+)
+
+// foreignEntry changes the entry of a guest cluster behind the engine's back.
+func foreignEntry(t *testing.T, f File, off uint64, change func(L2Entry) L2Entry) {
+	t.Helper()
+	h, err := ReadHeader(f)
+	must(t, err)
+	var b [8]byte
+	g := int64(off >> h.ClusterBits)
+	must(t, readPadded(f, b[:], h.L1Offset+g/h.l2Entries()*8))
+	at := L1Entry(binary.BigEndian.Uint64(b[:])).Offset() + g%h.l2Entries()*8
+	must(t, readPadded(f, b[:], at))
+	binary.BigEndian.PutUint64(b[:], uint64(change(L2Entry(binary.BigEndian.Uint64(b[:])))))
+	_, err = f.WriteAt(b[:], at)
+	must(t, err)
+	must(t, f.Sync())
+}
+
+func TestForeignEntriesAreReplacedNotWritten(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(L2Entry) L2Entry
+		want   byte // what the cluster reads as
+	}{
+		"not copied":     {func(e L2Entry) L2Entry { return e &^ flagCopied }, 2},
+		"zero, a place":  {func(e L2Entry) L2Entry { return e | flagZero }, 0},
+		"zero, no place": {func(L2Entry) L2Entry { return flagZero }, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newMemFile()
+			build(t, f, small)
+			im := open(t, f, Options{})
+			off := im.zoneStart(1)
+			grow(t, im, 1, 64<<10, 64<<10)
+			must(t, im.Close())
+			foreignEntry(t, f, off+8192, c.change)
+			im = open(t, f, Options{})
+			if _, ok := im.Map(nil, off+8192, 512, true); ok {
+				t.Error("a foreign entry was mapped for writing")
+			}
+			before := append([]byte(nil), f.cache...)
+			must(t, put(im, fill(512, 9), off+8192+1024))
+			for c := int64(0); c < int64(len(before)); c += 4096 {
+				// What had contents has them still, but for metadata.
+				if old := before[c : c+4096]; bytes.Equal(old, fill(4096, 2)) && !bytes.Equal(old, f.cache[c:c+4096]) {
+					t.Errorf("the cluster at %#x was written in place", c)
+				}
+			}
+			want := append(fill(8192, 2), fill(4096, c.want)...)
+			copy(want[8192+1024:], fill(512, 9))
+			want = append(want, fill(64<<10-len(want), 2)...)
+			for range 2 {
+				p, err := read(im, 64<<10, off)
+				must(t, err)
+				if !bytes.Equal(p, want) {
+					t.Error("other data")
+				}
+				must(t, im.Close())
+				if name != "zero, no place" { // its old cluster leaks in this test
+					wantClean(t, f)
+				}
+				im = open(t, f, Options{})
+			}
+			must(t, im.Reset([]uint32{1}))
+			must(t, im.Close())
+		})
+	}
+}
+
+func TestZeroAndFinishReplaceForeignEntries(t *testing.T) {
+	f := newMemFile()
+	build(t, f, small)
+	im := open(t, f, Options{})
+	off := im.zoneStart(1)
+	grow(t, im, 1, 64<<10, 64<<10)
+	must(t, im.Close())
+	for _, at := range []uint64{4096, 60 << 10} {
+		foreignEntry(t, f, off+at, func(e L2Entry) L2Entry { return e &^ flagCopied })
+	}
+	im = open(t, f, Options{})
+	must(t, im.Zero(off+4096+512, 512))
+	must(t, im.Finish(1, off+62<<10))
+	p, err := read(im, 64<<10, off)
+	must(t, err)
+	want := fill(64<<10, 2)
+	clear(want[4096+512 : 4096+1024])
+	clear(want[62<<10:])
+	if !bytes.Equal(p, want) {
+		t.Error("other data")
+	}
+	must(t, im.Close())
+	wantClean(t, f)
+}
+
+func TestCompressedEntriesAreRefusedWhereTheyAreUsed(t *testing.T) {
+	f := newMemFile()
+	build(t, f, small)
+	im := open(t, f, Options{})
+	off := im.zoneStart(1)
+	grow(t, im, 1, 64<<10, 64<<10)
+	must(t, im.Close())
+	foreignEntry(t, f, off+4096, func(e L2Entry) L2Entry { return L2Entry(e.Offset()) | flagCompressed })
+	im = open(t, f, Options{})
+	if _, err := read(im, 4096, off+4096); err == nil {
+		t.Error("a compressed cluster was read")
+	}
+	if err := put(im, fill(512, 1), off+4096); err == nil {
+		t.Error("a compressed cluster was written")
+	}
+	if err := im.Zero(off+4096, 512); err == nil {
+		t.Error("a compressed cluster was punched")
+	}
+	if _, err := read(im, 4096, off+8192); err != nil {
+		t.Errorf("its neighbour: %v", err)
+	}
+	must(t, im.Failed())
+	must(t, im.Close())
+}
+
+func TestEntriesThatNoImageMayHaveAreRefused(t *testing.T) {
+	for name, e := range map[string]L2Entry{
+		"beyond the end": 1<<40 | flagCopied,
+		"unaligned":      0x10200 | flagCopied,
+		"reserved bits":  0x10000 | 2,
+		"zonedmeta":      0x3000 | flagCopied,
+		"L1":             0x4000 | flagCopied,
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newMemFile()
+			build(t, f, small)
+			im := open(t, f, Options{})
+			off := im.zoneStart(1)
+			grow(t, im, 1, 64<<10, 64<<10)
+			must(t, im.Close())
+			foreignEntry(t, f, off+4096, func(L2Entry) L2Entry { return e })
+			im = open(t, f, Options{})
+			if err := put(im, fill(512, 1), off+4096); err == nil {
+				t.Error("written")
+			}
+			if err := im.Reset([]uint32{1}); err == nil {
+				t.Error("reset")
+			}
+			must(t, im.Failed())
+			im.Abandon()
+		})
+	}
+}
