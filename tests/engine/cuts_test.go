@@ -65,14 +65,17 @@ func liveAndDie(t *testing.T, seed uint64) {
 		h.im.Abandon()
 	})
 	for range cutsPerSeed {
-		h.disk.mu.Lock()
-		h.disk.offAt = h.disk.ops + 1 + rng.IntN(1+rng.IntN(400))
-		h.disk.mu.Unlock()
-		for range 150 {
+		h.powerOffWithin(1 + rng.IntN(400>>rng.IntN(6)))
+		for range 1 + rng.IntN(150) {
 			if h.isDead() {
 				break
 			}
 			h.step()
+		}
+		if rng.IntN(3) == 0 { // the power goes off while the image is closed
+			h.drain()
+			h.powerOffWithin(1 + rng.IntN(10))
+			_ = h.im.Close()
 		}
 		killed := rng.IntN(6) == 0
 		h.note("--- power cut (or killed: %v) at operation %d", killed, h.disk.ops)
@@ -94,6 +97,13 @@ func liveAndDie(t *testing.T, seed uint64) {
 		h.fatalf("close and open: %v", err)
 	}
 	h.verify()
+}
+
+// powerOffWithin says that the power goes off in one of the next n operations.
+func (h *host) powerOffWithin(n int) {
+	h.disk.mu.Lock()
+	h.disk.offAt = h.disk.ops + 1 + h.pick(n)
+	h.disk.mu.Unlock()
 }
 
 func (h *host) isDead() bool {

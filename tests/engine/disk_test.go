@@ -28,10 +28,9 @@ type disk struct {
 	offAt int  // the power goes off in this one; 0: never
 	dead  bool // the power is off
 
-	pause func(op string)                           // before an operation, without any lock
-	fault func(op string, off, n int64) error       // may refuse an operation
-	room  int64                                     // sectors that may be allocated; 0: no limit
-	trace func(op string, off, n int64, last error) // sees every change
+	pause func(op string)                     // before an operation, without any lock
+	fault func(op string, off, n int64) error // may refuse an operation
+	room  int64                               // sectors that may be allocated; 0: no limit
 }
 
 func newDisk() *disk {

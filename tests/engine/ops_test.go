@@ -10,6 +10,9 @@ import (
 func (h *host) step() {
 	h.t.Helper()
 	z := h.pick(len(h.zones))
+	if first := int(h.s.Conventional); z < first && h.pick(2) == 0 {
+		z = first + h.pick(len(h.zones)-first)
+	}
 	h.mu.Lock()
 	zn := &h.zones[z]
 	busy, conv, at := zn.busy, zn.conv, len(zn.data)

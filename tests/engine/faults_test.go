@@ -1,0 +1,167 @@
+package engine
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/qzbd/qzbd/qcow2"
+	"github.com/qzbd/qzbd/zns"
+)
+
+func faultSpecs() []spec {
+	return []spec{
+		{CreateOptions: qcow2.CreateOptions{ClusterSize: 512, RefcountBits: 16, Size: 256 << 10, ZoneSize: 32 << 10, ZoneCapacity: 30 << 10, Conventional: 1}},
+		{CreateOptions: qcow2.CreateOptions{ClusterSize: 4096, RefcountBits: 1, Size: 512 << 10, ZoneSize: 64 << 10, Conventional: 1}},
+		{CreateOptions: qcow2.CreateOptions{ClusterSize: 64 << 10, RefcountBits: 16, Size: 512 << 10, ZoneSize: 64 << 10, Conventional: 1}},
+		{CreateOptions: qcow2.CreateOptions{ClusterSize: 512, RefcountBits: 64, Size: 2560 << 10, ZoneSize: 256 << 10, Conventional: 1}, narrow: true},
+	}
+}
+
+// forSeeds runs f with hosts whose requests may fail.
+func forSeeds(t *testing.T, n int, f func(t *testing.T, h *host, rng *rand.Rand)) {
+	for seed := uint64(1); seed <= uint64(n); seed++ {
+		if *seedFlag != 0 {
+			seed = *seedFlag
+		}
+		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+			rng := rand.New(rand.NewPCG(seed, 1))
+			specs := faultSpecs()
+			h := newHost(t, rng.IntN, specs[seed%uint64(len(specs))])
+			h.loose = true
+			if err := h.open(); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { h.im.Abandon() }()
+			f(t, h, rng)
+		})
+		if *seedFlag != 0 || t.Failed() {
+			break
+		}
+	}
+}
+
+func TestAFullFileSystemRefusesRequestsAndLosesNothing(t *testing.T) {
+	refused := 0
+	forSeeds(t, 60, func(t *testing.T, h *host, rng *rand.Rand) {
+		for range 3 {
+			h.disk.room = int64(len(h.disk.cur)) + rng.Int64N(int64(h.s.Size/512))
+			for range 100 {
+				h.step()
+				if err := h.im.Failed(); err != nil {
+					h.fatalf("a full file system has failed the image: %v", err)
+				}
+			}
+			refused += h.refused
+			h.verify()
+			if rng.IntN(2) == 0 {
+				h.disk.room = 0
+			}
+			if err := h.reopen(); err != nil {
+				h.fatalf("close and open: %v", err)
+			}
+			h.verify()
+		}
+	})
+	if refused == 0 {
+		t.Error("the file system was never full")
+	}
+}
+
+func TestAnyRefusedWriteOfDataOrLengthIsHarmless(t *testing.T) {
+	forSeeds(t, 60, func(t *testing.T, h *host, rng *rand.Rand) {
+		h.wasteful = true
+		h.disk.fault = func(op string, off, n int64) error {
+			// Metadata is written in place to what has been allocated.
+			if (op == "truncate" || op == "punch" || op == "write" && h.hole(off)) && rng.IntN(6) == 0 {
+				return syscall.ENOSPC
+			}
+			return nil
+		}
+		for range 150 {
+			h.step()
+			if err := h.im.Failed(); err != nil {
+				h.fatalf("a refused write has failed the image: %v", err)
+			}
+		}
+		h.verify()
+		h.disk.fault = nil
+		if err := h.reopen(); err != nil {
+			h.fatalf("close and open: %v", err)
+		}
+		h.verify()
+	})
+}
+
+// hole reports whether nothing is allocated at off.
+func (h *host) hole(off int64) bool { return h.disk.cur[off/512] == nil }
+
+func TestAFailedSyncFailsTheImageAndLosesNothingThatWasFlushed(t *testing.T) {
+	forSeeds(t, 40, func(t *testing.T, h *host, rng *rand.Rand) {
+		left := rng.IntN(120)
+		broken := errors.New("the disk is broken")
+		op := [...]string{"sync", "write durably"}[rng.IntN(2)]
+		h.disk.fault = func(o string, off, n int64) error {
+			if left--; left < 0 && o == op {
+				return broken
+			}
+			return nil
+		}
+		for range 400 {
+			if h.im.Failed() != nil {
+				break
+			}
+			h.step()
+		}
+		err := h.im.Failed()
+		if err == nil {
+			return // nothing asked for a sync
+		}
+		if !errors.Is(err, broken) || !errors.Is(err, qcow2.ErrFailed) {
+			t.Errorf("the image has failed: %v", err)
+		}
+		h.drain()
+		// Writes are refused, and say why; reads go on.
+		for z := range h.zones {
+			f := h.begin(zns.OpFlush, z, 0, 0, false)
+			if !errors.Is(f.r.Err, qcow2.ErrFailed) {
+				t.Errorf("flush of a failed image: %v", f.r.Err)
+			}
+			r := zns.Request{Op: zns.OpRead, Start: h.start(z), Len: h.g.ZoneSize}
+			if err := zns.Do(h.dev, &r, h.disk, make([]byte, r.Len)); err != nil {
+				t.Errorf("read of a failed image: %v", err)
+			}
+		}
+		if err := h.im.Close(); !errors.Is(err, qcow2.ErrFailed) {
+			t.Errorf("close of a failed image: %v", err)
+		}
+		h.disk.fault = nil
+		h.disk = h.crash(func(d *disk) *disk { return d.cut(rng) })
+		h.recover(false, rng)
+		if err := h.reopen(); err != nil {
+			h.fatalf("close and open: %v", err)
+		}
+		h.verify()
+	})
+}
+
+func TestAFullFileSystemIsNamedAsSuch(t *testing.T) {
+	h := newHost(t, func(int) int { return 0 }, faultSpecs()[0])
+	h.loose = true
+	if err := h.open(); err != nil {
+		t.Fatal(err)
+	}
+	defer h.im.Abandon()
+	h.disk.room = int64(len(h.disk.cur)) + 8
+	f := h.begin(zns.OpWrite, 1, 0, 60, false)
+	h.drain()
+	if !errors.Is(f.r.Err, syscall.ENOSPC) {
+		t.Errorf("a write to a full file system: %v", f.r.Err)
+	}
+	if f.r.Err != nil && strings.Contains(f.r.Err.Error(), "corrupt") {
+		t.Errorf("the message blames the image: %v", f.r.Err)
+	}
+}
