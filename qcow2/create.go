@@ -211,10 +211,12 @@ func (h *Header) refClusters(n, minTable int64) (blocks, table int64) {
 	}
 }
 
-// writeTables writes what is not zero: refcounts and zonedmeta.
+// writeTables writes all tables, also where they are zero: an entry that is
+// set later overwrites what has its place in the file system, so that a full
+// one refuses a request and does not fail the image.
 func (p *imagePlan) writeTables(f File) error {
 	h := &p.header
-	table := make([]byte, 8*p.refBlocks)
+	table := make([]byte, int64(h.RefTableClusters)<<h.ClusterBits) // at most maxRefTableBytes
 	firstBlock := h.RefTableOffset + int64(h.RefTableClusters)<<h.ClusterBits
 	block := make([]byte, h.ClusterSize())
 	for b := range p.refBlocks {
@@ -235,6 +237,9 @@ func (p *imagePlan) writeTables(f File) error {
 	for i := range h.Zoned.NrZones {
 		h.encodeEntry(meta[8*i:], i, h.ZoneStart(i))
 	}
-	_, err := f.WriteAt(meta, h.Zoned.MetaOffset)
+	if _, err := f.WriteAt(meta, h.Zoned.MetaOffset); err != nil {
+		return err
+	}
+	_, err := f.WriteAt(make([]byte, h.roundUp(int64(h.L1Size)*8)), h.L1Offset) // at most maxL1Bytes
 	return err
 }
