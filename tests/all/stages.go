@@ -112,7 +112,7 @@ func race(ctx context.Context, r *report) error {
 	if err != nil {
 		return fmt.Errorf("go list: %w", err)
 	}
-	args := []string{"-race", "-timeout=15m"}
+	args := []string{"-race", "-timeout=25m"}
 	for _, pkg := range strings.Fields(string(out)) {
 		// Nothing in these shares memory with anything.
 		if !strings.Contains(pkg, "/tests/style") && !strings.Contains(pkg, "/tests/vm") && !strings.Contains(pkg, "/tests/all") {
