@@ -68,7 +68,7 @@ func (h *host) recover(killed bool, rng *rand.Rand) {
 		}
 	}
 	h.disk.mu.Lock()
-	h.disk.offAt = 0
+	h.disk.offAt, h.disk.offIn = 0, 0
 	h.disk.mu.Unlock()
 	active := uint32(0)
 	for i := range h.zones {

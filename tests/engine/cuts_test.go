@@ -11,7 +11,7 @@ import (
 )
 
 var (
-	cutsFlag = flag.Int("cuts", 2000, "power cuts of the test of those")
+	cutsFlag = flag.Int("cuts", 4000, "power cuts of the test of those")
 	seedFlag = flag.Uint64("seed", 0, "run only this seed of the tests that have seeds")
 )
 
@@ -19,7 +19,7 @@ var (
 var cutSpecs = []spec{
 	{CreateOptions: qcow2.CreateOptions{ClusterSize: 512, RefcountBits: 16, Size: 128 << 10, ZoneSize: 16 << 10, ZoneCapacity: 12<<10 + 512, Conventional: 1}},
 	// Zones in two sectors of zonedmeta and a limit that is always reached.
-	{CreateOptions: qcow2.CreateOptions{ClusterSize: 512, RefcountBits: 64, Size: 72 * 4 << 10, ZoneSize: 4 << 10, ZoneCapacity: 3584, Conventional: 60, MaxActive: 3}},
+	{CreateOptions: qcow2.CreateOptions{ClusterSize: 512, RefcountBits: 64, Size: 70 * 4 << 10, ZoneSize: 4 << 10, ZoneCapacity: 1024, Conventional: 58, MaxActive: 2}},
 	{CreateOptions: qcow2.CreateOptions{ClusterSize: 4096, RefcountBits: 1, Size: 256 << 10, ZoneSize: 32 << 10, ZoneCapacity: 20<<10 + 512, Conventional: 1, MaxActive: 3, MaxOpen: 2}},
 	{CreateOptions: qcow2.CreateOptions{ClusterSize: 64 << 10, RefcountBits: 16, Size: 384 << 10, ZoneSize: 64 << 10, Conventional: 2}},
 	{CreateOptions: qcow2.CreateOptions{ClusterSize: 4096, RefcountBits: 8, Size: 128 << 10, ZoneSize: 16 << 10, Conventional: 6, MaxActive: 1}, block: 4096},
@@ -65,7 +65,9 @@ func liveAndDie(t *testing.T, seed uint64) {
 		h.im.Abandon()
 	})
 	for range cutsPerSeed {
-		h.powerOffWithin(1 + rng.IntN(400>>rng.IntN(6)))
+		if h.powerOffWithin(1 + rng.IntN(500>>rng.IntN(6))); rng.IntN(3) == 0 {
+			h.disk.offIn = 1 + rng.IntN(12) // where the order of things shows
+		}
 		for range 1 + rng.IntN(150) {
 			if h.isDead() {
 				break
@@ -74,7 +76,9 @@ func liveAndDie(t *testing.T, seed uint64) {
 		}
 		if rng.IntN(3) == 0 { // the power goes off while the image is closed
 			h.drain()
-			h.powerOffWithin(1 + rng.IntN(10))
+			if h.powerOffWithin(1 + rng.IntN(10)); rng.IntN(3) != 0 {
+				h.disk.offAt, h.disk.offIn = 0, 1+rng.IntN(3) // the pointers, or the dirty bit
+			}
 			_ = h.im.Close()
 		}
 		killed := rng.IntN(6) == 0

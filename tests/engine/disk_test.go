@@ -26,6 +26,7 @@ type disk struct {
 
 	ops   int  // changes and syncs so far
 	offAt int  // the power goes off in this one; 0: never
+	offIn int  // or in the durable write that is so many from here
 	dead  bool // the power is off
 
 	pause func(op string)                     // before an operation, without any lock
@@ -59,6 +60,10 @@ func (d *disk) begin(op string, off, n int64) (last bool, err error) {
 	}
 	d.ops++
 	d.dead = d.ops == d.offAt
+	if op == "write durably" && d.offIn > 0 {
+		d.offIn--
+		d.dead = d.dead || d.offIn == 0
+	}
 	return d.dead, nil
 }
 
