@@ -7,9 +7,14 @@ import (
 	"sync/atomic"
 )
 
-// growBytes is how far the file is extended at once. What is added is sparse;
-// the step only spreads the cost of the sync that makes the length durable.
-const growBytes = 1 << 30
+// The file is extended by at least growBytes at once, and by at least a
+// 1/growShare of its largest length. What is added is sparse; the steps are
+// that large because each takes a sync of the whole file, while allocations
+// wait.
+const (
+	growBytes = 1 << 30
+	growShare = 8
+)
 
 // allocator keeps what is free in the file. Clusters are handed out from clean
 // only, so that every cluster handed out reads as zeros even after a power cut:
@@ -305,7 +310,8 @@ func (im *Image) punch(runs []run) error {
 func (im *Image) extend(n int64) error {
 	a := &im.alloc
 	old := a.length()
-	step := max(n, min(growBytes>>im.clusterBits, a.limit-old))
+	step := max(growBytes>>im.clusterBits, a.limit/growShare)
+	step = max(n, min(step, a.limit-old))
 	err := im.f.Truncate((old + step) << im.clusterBits)
 	if err != nil && step > n {
 		step = n

@@ -3,6 +3,7 @@ package qcow2
 import (
 	"bytes"
 	"encoding/binary"
+	"math/rand/v2"
 	"testing"
 )
 
@@ -148,5 +149,29 @@ func TestEntriesThatNoImageMayHaveAreRefused(t *testing.T) {
 			must(t, im.Failed())
 			im.Abandon()
 		})
+	}
+}
+
+func TestACopiedClusterIsDurableBeforeItIsReferredTo(t *testing.T) {
+	f := newMemFile()
+	build(t, f, small)
+	im := open(t, f, Options{})
+	off := im.zoneStart(0) // conventional
+	must(t, put(im, fill(4096, 2), off))
+	must(t, im.Close())
+	foreignEntry(t, f, off, func(e L2Entry) L2Entry { return e &^ flagCopied })
+	im = open(t, f, Options{})
+	must(t, put(im, fill(512, 9), off))
+	im.Abandon()
+	for seed := range uint64(50) {
+		g := f.cut(rand.New(rand.NewPCG(seed, 0)))
+		im := open(t, g, Options{})
+		p, err := read(im, 4096, off)
+		must(t, err)
+		if p[0] != 2 && p[0] != 9 || !bytes.Equal(p[512:], fill(4096-512, 2)) {
+			t.Fatalf("seed %d: other data after a cut", seed)
+		}
+		must(t, im.Close())
+		wantClean(t, g)
 	}
 }

@@ -3,6 +3,8 @@ package qcow2
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
+	"slices"
 )
 
 // rebuild repairs an image whose dirty bit is set: its refcounts mean nothing
@@ -13,8 +15,7 @@ import (
 // It writes in place, and whatever it writes, a cut in the middle leaves
 // something that the next rebuild makes the same of. The dirty bit stays set.
 func (im *Image) rebuild(progress func(done, total int64)) error {
-	r := &rebuilder{im: im, n: im.alloc.length()}
-	r.used = newBitmap(r.n)
+	r := &rebuilder{im: im}
 	if err := r.survey(progress); err != nil {
 		return fmt.Errorf("image is corrupt and was left as it is: %w", err)
 	}
@@ -31,14 +32,14 @@ func (im *Image) rebuild(progress func(done, total int64)) error {
 
 type rebuilder struct {
 	im    *Image
-	n     int64  // clusters that the file has or gets
-	used  bitmap // those that something refers to
-	hint  int64  // no cluster below is free
-	drops []Extent
+	used  clusterSet // what something refers to
+	drops []Extent   // entries above the write pointers, in the file
 	fixes []fix
 
-	table  run // of the refcount table
-	blocks []int64
+	table  run             // of the refcount table
+	blocks map[int64]int64 // refcount block: its cluster
+	free   []run           // for place
+	end    int64           // clusters that the file needs
 }
 
 // fix is an entry that lacks its flag.
@@ -81,7 +82,9 @@ func (r *rebuilder) survey(progress func(done, total int64)) error {
 			if r.used.has(c) {
 				return fmt.Errorf("%s lies in a cluster that something else uses, too", r.name(x))
 			}
-			r.used.set(c)
+			if err := r.used.set(c); err != nil {
+				return err
+			}
 		}
 		if (x.kind == RefData || x.kind == RefL2) && x.entry&flagCopied == 0 {
 			r.fixes = append(r.fixes, fix{x.entryAt, x.entry | flagCopied})
@@ -115,49 +118,71 @@ func (r *rebuilder) plan() error {
 	im, h := r.im, r.im.header()
 	per := h.refBlockEntries()
 	r.table = run{h.RefTableOffset >> im.clusterBits, int64(h.RefTableClusters)}
+	r.blocks = make(map[int64]int64)
 	old, err := r.oldBlocks()
 	if err != nil {
 		return err
 	}
+	r.end = r.used.end()
 	stays := true
 	for c := r.table.start; c < r.table.end(); c++ {
 		stays = stays && !r.used.has(c)
 	}
-	if !stays {
-		r.table = r.place(r.table.n)
-	} else {
-		r.mark(r.table)
+	need := func() int64 { return ((r.end-1)/per + 1) * 8 } // bytes of table
+	if stays {
+		r.end = max(r.end, r.table.end())
 	}
-	for again := true; again; {
-		again = false
-		for k := int64(0); k*per < r.n; k++ {
-			if k == int64(len(r.blocks)) {
-				r.blocks = append(r.blocks, 0)
+	if need() > maxRefTableBytes {
+		return fmt.Errorf("image is corrupt: its refcount table would take %d bytes, more than %d", need(), maxRefTableBytes)
+	}
+	if stays {
+		err = r.mark(r.table)
+	} else {
+		r.table, err = r.place(r.table.n)
+	}
+	if err != nil {
+		return err
+	}
+	// What is placed needs refcounts itself: go on until nothing is missing.
+	queue := make(map[int64]bool)
+	want := func(x run) {
+		for k := x.start / per; k*per < x.end(); k++ {
+			if r.blocks[k] == 0 {
+				queue[k] = true
 			}
-			if r.blocks[k] != 0 || !r.anyUsed(k*per, per) {
+		}
+	}
+	r.used.runs(want)
+	for len(queue) > 0 {
+		for _, k := range slices.Sorted(maps.Keys(queue)) {
+			delete(queue, k)
+			if r.blocks[k] != 0 {
 				continue
 			}
-			again = true
-			c := int64(0)
+			x := run{0, 1}
 			if k < int64(len(old)) {
-				c = old[k]
+				x.start = old[k]
 			}
-			if c != 0 && c < r.n && !r.used.has(c) {
-				r.mark(run{c, 1})
+			if x.start != 0 && !r.used.has(x.start) {
+				r.end = max(r.end, x.end())
+				err = r.mark(x)
 			} else {
-				c = r.place(1).start
+				x, err = r.place(1)
 			}
-			r.blocks[k] = c
+			if err != nil {
+				return err
+			}
+			r.blocks[k] = x.start
+			want(x)
 		}
-		if need := (int64(len(r.blocks))*8 + im.cs - 1) >> im.clusterBits; need > r.table.n {
-			if need<<im.clusterBits > maxRefTableBytes {
-				return fmt.Errorf("image is corrupt: its refcount table would take %d bytes, more than %d", need<<im.clusterBits, maxRefTableBytes)
-			}
+		if n := (need() + im.cs - 1) >> im.clusterBits; n > r.table.n {
 			for c := r.table.start; c < r.table.end(); c++ {
 				r.used.unset(c)
 			}
-			r.table = r.place(need)
-			again = true
+			if r.table, err = r.place(n); err != nil {
+				return err
+			}
+			want(r.table)
 		}
 	}
 	return nil
@@ -173,59 +198,53 @@ func (r *rebuilder) oldBlocks() ([]int64, error) {
 	}
 	old := make([]int64, len(buf)/8)
 	for i := range old {
-		if off := binary.BigEndian.Uint64(buf[i*8:]); off&uint64(im.cs-1) == 0 && off>>im.clusterBits < uint64(r.n) {
+		if off := binary.BigEndian.Uint64(buf[i*8:]); off&uint64(im.cs-1) == 0 && off>>im.clusterBits < uint64(im.alloc.length()) {
 			old[i] = int64(off >> im.clusterBits)
 		}
 	}
 	return old, nil
 }
 
-func (r *rebuilder) mark(x run) {
+func (r *rebuilder) mark(x run) error {
 	for c := x.start; c < x.end(); c++ {
-		r.used.set(c)
+		if err := r.used.set(c); err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
-func (r *rebuilder) anyUsed(c, n int64) bool {
-	for end := min(c+n, r.n); c < end; c++ {
-		if r.used.has(c) {
-			return true
+// place takes n consecutive clusters that nothing refers to, behind all others
+// if need be.
+func (r *rebuilder) place(n int64) (run, error) {
+	if r.free == nil {
+		r.free = r.used.gaps(r.end)
+	}
+	x := run{r.end, n}
+	for len(r.free) > 0 && n == 1 {
+		c := r.free[0].start
+		if r.free[0].n--; r.free[0].n == 0 {
+			r.free = r.free[1:]
+		} else {
+			r.free[0].start++
+		}
+		if !r.used.has(c) {
+			x.start = c
+			break
 		}
 	}
-	return false
-}
-
-// place takes n consecutive clusters that nothing refers to, behind the end of
-// the file if need be.
-func (r *rebuilder) place(n int64) run {
-	at, c := r.hint, r.hint
-	for ; c < r.n && c-at < n; c++ {
-		if r.used.has(c) {
-			if at == r.hint && c == r.hint {
-				r.hint++
-			}
-			at = c + 1
-		}
-	}
-	if at+n > r.n {
-		r.n = at + n
-		for int64(len(r.used))*64 < r.n {
-			r.used = append(r.used, 0)
-		}
-	}
-	x := run{at, n}
-	r.mark(x)
-	return x
+	r.end = max(r.end, x.end())
+	return x, r.mark(x)
 }
 
 // write carries out what has been found and planned.
 func (r *rebuilder) write() error {
 	im := r.im
-	if r.n > im.alloc.length() {
-		if err := im.f.Truncate(r.n << im.clusterBits); err != nil {
+	if r.end > im.alloc.length() {
+		if err := im.f.Truncate(r.end << im.clusterBits); err != nil {
 			return err
 		}
-		im.alloc.fileEnd.Store(r.n)
+		im.alloc.fileEnd.Store(r.end)
 	}
 	for _, d := range r.drops {
 		if _, err := im.f.WriteAt(make([]byte, d.Len), d.Off); err != nil {
@@ -263,24 +282,37 @@ func (r *rebuilder) writeRefcounts() error {
 	table := make([]byte, r.table.n<<im.clusterBits)
 	im.ref.table = make([]int64, len(table)/8)
 	block := make([]byte, im.cs)
-	for k, c := range r.blocks {
-		if c == 0 {
-			continue
-		}
+	flush := func(k int64) error {
+		c := r.blocks[k]
+		_, err := im.f.WriteAt(block, c<<im.clusterBits)
 		clear(block)
-		base := int64(k) * per
-		for i := range min(per, r.n-base) {
-			if r.used.has(base + i) {
-				setRefcount(block, im.ref.order, int(i), 1)
-			}
-		}
-		if _, err := im.f.WriteAt(block, c<<im.clusterBits); err != nil {
-			return err
-		}
 		im.ref.table[k] = c << im.clusterBits
 		binary.BigEndian.PutUint64(table[k*8:], uint64(c<<im.clusterBits))
+		return err
 	}
-	_, err := im.f.WriteAt(table, r.table.start<<im.clusterBits)
+	at := int64(0) // the block in hand; the header's comes first
+	var err error
+	r.used.runs(func(x run) {
+		for c := x.start; c < x.end() && err == nil; c++ {
+			if k := c / per; k != at {
+				err = flush(at)
+				at = k
+			}
+			setRefcount(block, im.ref.order, int(c%per), 1)
+		}
+	})
+	if err == nil {
+		err = flush(at)
+	}
+	for k := range r.blocks { // of a range that the table has left since
+		if err == nil && im.ref.table[k] == 0 {
+			err = flush(k)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	_, err = im.f.WriteAt(table, r.table.start<<im.clusterBits)
 	return err
 }
 
@@ -289,19 +321,14 @@ func (r *rebuilder) writeRefcounts() error {
 // the clusters count as unclean.
 func (r *rebuilder) release() error {
 	im := r.im
-	end := r.n
-	for !r.used.has(end - 1) { // the header is in use
-		end--
-	}
+	end := r.used.end()
 	if err := im.f.Truncate(end << im.clusterBits); err != nil {
 		return err
 	}
 	im.alloc.fileEnd.Store(end)
 	var free []run
-	for c := range end {
-		if !r.used.has(c) {
-			free = appendRun(free, run{c, 1})
-		}
+	for _, x := range r.used.gaps(end) {
+		free = appendRun(free, x)
 	}
 	_ = im.punch(free)
 	for _, x := range free {
@@ -328,21 +355,27 @@ func (im *Image) loadRefcounts() error {
 	var free []run
 	block := make([]byte, im.cs)
 	per, end := h.refBlockEntries(), im.alloc.length()
-	for base := int64(0); base < end; base += per {
-		k := base / per
+	for k, off := range im.ref.table {
+		base := int64(k) * per
 		n := min(per, end-base)
-		if k >= int64(len(im.ref.table)) || im.ref.table[k] == 0 {
+		if n <= 0 {
+			break
+		}
+		if off == 0 {
 			free = appendRun(free, run{base, n})
 			continue
 		}
-		if err := readPadded(im.f, block, im.ref.table[k]); err != nil {
-			return fmt.Errorf("read refcount block at %#x: %w", im.ref.table[k], err)
+		if err := readPadded(im.f, block, off); err != nil {
+			return fmt.Errorf("read refcount block at %#x: %w", off, err)
 		}
 		for i := range n {
 			if refcountAt(block, im.ref.order, int(i)) == 0 {
 				free = appendRun(free, run{base + i, 1})
 			}
 		}
+	}
+	if known := int64(len(im.ref.table)) * per; known < end {
+		free = appendRun(free, run{known, end - known})
 	}
 	for _, r := range free {
 		im.alloc.unclean.add(r)
