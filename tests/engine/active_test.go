@@ -32,7 +32,8 @@ func TestZonesLeaveTheActiveSetBeforeOthersEnter(t *testing.T) {
 				h.flush()
 			}
 		}
-		h.disk.offIn = 1 + rng.IntN(3)
+		k := 1 + rng.IntN(3)
+		h.disk.set(func(d *disk) { d.offIn = k })
 		h.begin(zns.OpFlush, 0, 0, 0, false)
 		h.disk = h.crash(func(d *disk) *disk { return d.cut(rng) })
 		h.recover(false, rng)

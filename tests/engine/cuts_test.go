@@ -11,7 +11,7 @@ import (
 )
 
 var (
-	cutsFlag = flag.Int("cuts", 4000, "power cuts of the test of those")
+	cutsFlag = flag.Int("cuts", 4000/slow, "power cuts of the test of those")
 	seedFlag = flag.Uint64("seed", 0, "run only this seed of the tests that have seeds")
 )
 
@@ -66,7 +66,8 @@ func liveAndDie(t *testing.T, seed uint64) {
 	})
 	for range cutsPerSeed {
 		if h.powerOffWithin(1 + rng.IntN(500>>rng.IntN(6))); rng.IntN(3) == 0 {
-			h.disk.offIn = 1 + rng.IntN(12) // where the order of things shows
+			k := 1 + rng.IntN(12) // where the order of things shows
+			h.disk.set(func(d *disk) { d.offIn = k })
 		}
 		for range 1 + rng.IntN(150) {
 			if h.isDead() {
@@ -77,12 +78,15 @@ func liveAndDie(t *testing.T, seed uint64) {
 		if rng.IntN(3) == 0 { // the power goes off while the image is closed
 			h.drain()
 			if h.powerOffWithin(1 + rng.IntN(10)); rng.IntN(3) != 0 {
-				h.disk.offAt, h.disk.offIn = 0, 1+rng.IntN(3) // the pointers, or the dirty bit
+				k := 1 + rng.IntN(3) // the pointers, or the dirty bit
+				h.disk.set(func(d *disk) { d.offAt, d.offIn = 0, k })
 			}
 			_ = h.im.Close()
 		}
 		killed := rng.IntN(6) == 0
-		h.note("--- power cut (or killed: %v) at operation %d", killed, h.disk.ops)
+		h.mu.Lock()
+		h.note("--- power cut (or killed: %v)", killed)
+		h.mu.Unlock()
 		if killed {
 			h.disk = h.crash((*disk).revive)
 			h.recover(true, nil)
@@ -105,9 +109,8 @@ func liveAndDie(t *testing.T, seed uint64) {
 
 // powerOffWithin says that the power goes off in one of the next n operations.
 func (h *host) powerOffWithin(n int) {
-	h.disk.mu.Lock()
-	h.disk.offAt = h.disk.ops + 1 + h.pick(n)
-	h.disk.mu.Unlock()
+	k := 1 + h.pick(n)
+	h.disk.set(func(d *disk) { d.offAt = d.ops + k })
 }
 
 func (h *host) isDead() bool {

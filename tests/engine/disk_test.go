@@ -228,6 +228,13 @@ func (d *disk) put(p []byte, off int64) error {
 	return nil
 }
 
+// set changes a field while operations may be going on.
+func (d *disk) set(f func(*disk)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f(d)
+}
+
 // allocated returns how many bytes the file takes.
 func (d *disk) allocated() int64 {
 	d.mu.Lock()
