@@ -2,9 +2,12 @@ package qcow2
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 )
+
+var errTableUnread = errors.New("read L2 table")
 
 // Reset makes the write pointers of zones durable at their start and then
 // forgets what the zones contain (I4): first the pointers, then the entries,
@@ -49,7 +52,13 @@ func (im *Image) forget(zone uint32) error {
 		return nil
 	}
 	if err := im.detach(im.clusterOf(im.zoneStart(zone)), im.lastCluster(zone)); err != nil {
-		return err
+		if !errors.Is(err, errTableUnread) {
+			return err
+		}
+		// The reset has happened: the pointer is durable. What is still mapped
+		// lies above it, where nobody reads it, and is written in place.
+		im.ahead.set(int64(zone))
+		return nil
 	}
 	im.mapped.unset(int64(zone))
 	im.ahead.unset(int64(zone))
@@ -166,7 +175,7 @@ func (im *Image) detachPart(g, n int64) error {
 	table := L1Entry(im.l1[g>>im.tableBits]).Offset()
 	buf := make([]byte, n*8)
 	if err := readPadded(im.f, buf, table+g&(im.tableLen-1)*8); err != nil {
-		return fmt.Errorf("read L2 table at %#x: %w", table, err)
+		return fmt.Errorf("%w at %#x: %w", errTableUnread, table, err)
 	}
 	var own []run       // refcount 1
 	var foreign []int64 // clusters with any refcount
