@@ -112,9 +112,3 @@ func (h *host) powerOffWithin(n int) {
 	k := 1 + h.pick(n)
 	h.disk.set(func(d *disk) { d.offAt = d.ops + k })
 }
-
-func (h *host) isDead() bool {
-	h.disk.mu.Lock()
-	defer h.disk.mu.Unlock()
-	return h.disk.dead
-}

@@ -164,3 +164,35 @@ func TestAFullFileSystemIsNamedAsSuch(t *testing.T) {
 		t.Errorf("the message blames the image: %v", f.r.Err)
 	}
 }
+
+func TestAResetThatCannotReadATableHasHappened(t *testing.T) {
+	h := newHost(t, func(int) int { return 0 }, faultSpecs()[1])
+	h.options.CacheBytes = 1
+	if err := h.open(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { h.im.Abandon() }()
+	h.fillZones(1)
+	h.flush()
+	h.disk.set(func(d *disk) {
+		d.fault = func(op string, off, n int64) error {
+			if op == "read" {
+				return syscall.EIO
+			}
+			return nil
+		}
+	})
+	h.begin(zns.OpReset, 1, 0, 0, false)
+	h.disk.set(func(d *disk) { d.fault = nil })
+	h.report() // empty, as the image has it
+	h.begin(zns.OpWrite, 1, 0, 8, false)
+	h.drain()
+	h.flush()
+	h.verify()
+	h.kill()
+	h.verify()
+	if err := h.reopen(); err != nil {
+		h.fatalf("close and open: %v", err)
+	}
+	h.verify()
+}

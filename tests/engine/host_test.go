@@ -389,6 +389,12 @@ func (h *host) answered(f *flight) {
 			break
 		}
 	}
+	if h.isDead() {
+		// Nobody hears it. Whether it has happened is decided when the image
+		// is opened.
+		h.note("%d: answered without power: %v", f.began, f.r.Err)
+		return
+	}
 	if err := f.r.Err; err != nil {
 		h.note("%d: answered: %v", f.began, err)
 		h.rejected(f, err)
@@ -430,12 +436,7 @@ func (h *host) answered(f *flight) {
 // rejected deals with a request that was answered with an error. h.mu is held.
 func (h *host) rejected(f *flight, err error) {
 	zn := &h.zones[f.z]
-	h.disk.mu.Lock()
-	dead := h.disk.dead
-	h.disk.mu.Unlock()
 	switch {
-	case dead:
-		return // whether it has happened is decided when the image is opened
 	case f.want != nil && errors.Is(err, f.want):
 	case h.virtual && f.piece == nil && (errors.Is(err, zns.ErrOpenLimit) || errors.Is(err, zns.ErrActiveLimit)):
 	case h.virtual && f.r.Op == zns.OpClose && errors.Is(err, zns.ErrCond):
@@ -466,6 +467,12 @@ func (h *host) rejected(f *flight, err error) {
 			h.zones[i].busy = false
 		}
 	}
+}
+
+func (h *host) isDead() bool {
+	h.disk.mu.Lock()
+	defer h.disk.mu.Unlock()
+	return h.disk.dead
 }
 
 // undo takes a request that has failed out of the model, and what was reserved
