@@ -164,8 +164,9 @@ func (d *Device) startQueues() error {
 	d.workers = newWorkers(d.target, d.cfg.Queues*d.cfg.Depth)
 	ready := make(chan error, d.cfg.Queues)
 	for i := range d.cfg.Queues {
-		q := newQueue(d, uint16(i))
-		d.queues = append(d.queues, q)
+		d.queues = append(d.queues, newQueue(d, uint16(i)))
+	}
+	for _, q := range d.queues {
 		d.serving.Go(func() {
 			if err := q.run(ready); err != nil {
 				d.fail(err)

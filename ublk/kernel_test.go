@@ -412,6 +412,60 @@ func TestAStartThatFailsUndoesItself(t *testing.T) {
 	nothingLeft(t, before)
 }
 
+// TestAStartCutShortBeforeTheNode undoes a start whose queues already serve.
+func TestAStartCutShortBeforeTheNode(t *testing.T) {
+	x := newToy(t, 4, 1, 4*mib, 4*mib)
+	device(t, x, x.file, Config{}).Stop() // what the runtime makes once stays
+	before := look(t)
+	cfg := Config{ID: -1, Queues: 2, DataFD: int(x.file.Fd())}.withDefaults()
+	p, err := deviceParams(cfg, x.geometry)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctl, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ctl.Close()
+	d := &Device{cfg: cfg, geometry: x.geometry, target: x, log: cfg.Logger, ctl: ctl, charFD: -1}
+	if err := d.add(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := ctl.setParams(t.Context(), d.id, &p); err != nil {
+		t.Error(err)
+	}
+	if d.charFD, err = openChar(t.Context(), d.id); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.startQueues(); err != nil {
+		t.Error(err)
+	}
+	d.discard()
+	ctl.Close()
+	nothingLeft(t, before)
+}
+
+func TestBlocksOf4KiBAndReadOnlyDevices(t *testing.T) {
+	x := newToy(t, 4, 1, 4*mib, 4*mib)
+	x.geometry.BlockSize = 4096
+	d := device(t, x, x.file, Config{ReadOnly: true})
+	if got := sysfs(t, d, "logical_block_size"); got != "4096" {
+		t.Errorf("logical block size %s", got)
+	}
+	f := node(t, d, os.O_RDONLY)
+	if _, err := f.ReadAt(direct(t, 4096), 4096); err != nil {
+		t.Error(err)
+	}
+	if _, err := f.ReadAt(direct(t, 512), 512); !errors.Is(err, syscall.EINVAL) {
+		t.Errorf("a read of half a block: %v", err)
+	}
+	const blkROGet = 0x125e
+	ro, err := unix.IoctlGetInt(int(f.Fd()), blkROGet)
+	if err != nil || ro != 1 {
+		t.Errorf("read-only is %d (%v)", ro, err)
+	}
+}
+
 func TestSomebodyElseCanStopTheDevice(t *testing.T) {
 	x := newToy(t, 4, 1, 4*mib, 4*mib)
 	c, err := Open()
