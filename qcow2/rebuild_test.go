@@ -96,3 +96,25 @@ func TestProgressOfARepairIsReported(t *testing.T) {
 		t.Error("no progress was reported")
 	}
 }
+
+// The clusters of a reset zone are free when two syncs have passed: one covers
+// their cleared entries, the other the holes (I4).
+func TestClustersOfAResetZoneAreFreeAfterTwoRounds(t *testing.T) {
+	f, im := fresh(t, small, Options{})
+	grow(t, im, 1, 512<<10, 128<<10)
+	must(t, im.Round())
+	ext, err := im.MapSlow(nil, im.zoneStart(1), 512<<10, false)
+	must(t, err)
+	was := run{ext[0].Off >> im.clusterBits, ext[0].Len >> im.clusterBits}
+	must(t, im.Reset([]uint32{1}))
+	for rounds, want := range []bool{false, false, true} {
+		if got := im.alloc.clean.overlaps(was); got != want {
+			t.Errorf("after %d rounds: free %v, want %v", rounds, got, want)
+		}
+		zeros := bytes.Equal(f.cache[ext[0].Off:ext[0].Off+ext[0].Len], make([]byte, ext[0].Len))
+		if zeros != (rounds > 0) {
+			t.Errorf("after %d rounds: punched %v", rounds, zeros)
+		}
+		must(t, im.syncer.drain())
+	}
+}
