@@ -38,7 +38,7 @@ driver:
 	go build -o bin/all ./tests/all
 
 test-native: build # on this machine's own kernel, as root
-	go test -count=1 -tags kernel -v ./tests/kernel
+	go test -count=1 -p 1 -tags kernel -v ./ublk ./tests/kernel
 
 fuzz: driver
 	bin/all -only fuzz -fuzztime $(FUZZTIME)

@@ -144,30 +144,47 @@ func goTest(ctx context.Context, r *report, args ...string) error {
 	return nil
 }
 
-// kernelTestBinary compiles the kernel tests once for all machines.
-var kernelTestBinary = sync.OnceValues(func() (string, error) {
-	name, err := filepath.Abs("bin/kernel.test")
-	if err != nil {
-		return "", err
+// kernelPackages have tests that need a kernel, behind the build tag kernel.
+var kernelPackages = []string{"ublk", "tests/kernel"}
+
+// kernelTestBinaries compiles the kernel tests once for all machines, in the
+// order of kernelPackages.
+var kernelTestBinaries = sync.OnceValues(func() ([]string, error) {
+	var names []string
+	for _, pkg := range kernelPackages {
+		name, err := filepath.Abs("bin/" + strings.ReplaceAll(pkg, "/", "-") + ".test")
+		if err != nil {
+			return nil, err
+		}
+		out, err := exec.Command("go", "test", "-tags=kernel", "-c", "-o", name, "./"+pkg).CombinedOutput()
+		if err != nil {
+			return nil, fmt.Errorf("compile the kernel tests of %s: %w\n%s", pkg, err, out)
+		}
+		names = append(names, name)
 	}
-	out, err := exec.Command("go", "test", "-tags=kernel", "-c", "-o", name, "./tests/kernel").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("compile the kernel tests: %w\n%s", err, out)
-	}
-	return name, nil
+	return names, nil
 })
 
-// kernelTests runs the tests that need a kernel in a machine of their own.
+// kernelTests runs the tests that need a kernel, each package in a machine of
+// its own.
 func kernelTests(ctx context.Context, r *report, series vm.Series, run string) error {
-	binary, err := kernelTestBinary()
+	binaries, err := kernelTestBinaries()
 	if err != nil {
 		return err
 	}
+	for i, pkg := range kernelPackages {
+		err = errors.Join(err, kernelTest(ctx, r, series, run, pkg, binaries[i]))
+	}
+	return err
+}
+
+// kernelTest runs the compiled tests of one package.
+func kernelTest(ctx context.Context, r *report, series vm.Series, run, pkg, binary string) error {
 	qzbd, err := filepath.Abs("bin/qzbd")
 	if err != nil {
 		return err
 	}
-	converter := exec.CommandContext(ctx, "go", "tool", "test2json", "-t", "-p", "kernel-"+string(series))
+	converter := exec.CommandContext(ctx, "go", "tool", "test2json", "-t", "-p", pkg+" on "+string(series))
 	stdin, err := converter.StdinPipe()
 	if err != nil {
 		return err
@@ -187,9 +204,9 @@ func kernelTests(ctx context.Context, r *report, series vm.Series, run string) e
 	status, err := vm.Run(ctx, vm.Options{
 		Series:  series,
 		Timeout: kernelTimeout + time.Minute,
-		Dir:     "tests/kernel",
+		Dir:     pkg,
 		Env:     []string{"QZBD_BIN=" + qzbd},
-		Out:     filepath.Join("bin", "test", "kernel-"+string(series)),
+		Out:     filepath.Join("bin", "test", filepath.Base(binary)+"-"+string(series)),
 		Stdout:  stdin,
 		Stderr:  io.MultiWriter(r.log, &stderr),
 		Log:     io.MultiWriter(r.log, &said),
@@ -202,7 +219,7 @@ func kernelTests(ctx context.Context, r *report, series vm.Series, run string) e
 	if err != nil {
 		// Counted on top of failed tests: a complaint of the kernel is never
 		// only what a test has already said.
-		r.failCheck(fmt.Sprintf("linux %s", series), fmt.Sprintf("%v\n%s\n%s", err, said.String(), stderr.String()))
+		r.failCheck(fmt.Sprintf("%s on linux %s", pkg, series), fmt.Sprintf("%v\n%s\n%s", err, said.String(), stderr.String()))
 		return nil
 	}
 	if status != 0 {
