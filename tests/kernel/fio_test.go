@@ -57,11 +57,11 @@ func TestFioFillsZonesInSequence(t *testing.T) {
 		t.Run(engine, func(t *testing.T) {
 			h := begin(t)
 			d := h.create("a.qcow2", "size=768M,zone.size=64M,zone.capacity=48M,zone.max_open_zones=6,zone.max_active_zones=8").attach()
-			jobs := d.fio("--name=seq", "--zonemode=zbd", "--ioengine="+engine, "--iodepth=8", "--rw=write", "--bs=64k", "--size=192M")
-			if n := jobs[0].Write.Bytes; n != 144<<20 {
-				t.Errorf("%d bytes written, want three zones of 48M", n)
+			jobs := d.fio("--name=seq", "--zonemode=zbd", "--ioengine="+engine, "--iodepth=8", "--rw=write", "--bs=64k", "--size=128M")
+			if n := jobs[0].Write.Bytes; n != 96<<20 {
+				t.Errorf("%d bytes written, want two zones of 48M", n)
 			}
-			d.open().are(full, full, full, empty)
+			d.open().are(full, full, empty)
 		})
 	}
 }
@@ -77,13 +77,13 @@ func TestFioWritesManyZonesFromSeveralQueues(t *testing.T) {
 			d := h.create("a.qcow2", "size=256M,zone.size=16M,zone.capacity=12M,zone.max_open_zones=6,zone.max_active_zones=6").
 				attach("--queues", queues())
 			jobs := d.fio("--zonemode=zbd", "--ioengine="+engine, "--iodepth=16", "--rw=randwrite", "--bsrange=4k-128k", "--blockalign=4k",
-				"--max_open_zones=6", "--job_max_open_zones=3", "--size=128M", "--io_size=64M",
+				"--max_open_zones=6", "--job_max_open_zones=3", "--size=128M", "--io_size=48M",
 				"--name=low", "--offset=0", "--name=high", "--offset=128M")
 			if len(jobs) != 2 {
 				t.Fatalf("%d jobs", len(jobs))
 			}
 			for _, j := range jobs {
-				if j.Write.Bytes < 64<<20 {
+				if j.Write.Bytes < 48<<20 {
 					t.Errorf("job %s wrote %d bytes", j.Name, j.Write.Bytes)
 				}
 			}
@@ -96,9 +96,9 @@ func TestFioFillsTheDeviceAndWrapsWithResets(t *testing.T) {
 	for _, engine := range engines {
 		t.Run(engine, func(t *testing.T) {
 			h := begin(t)
-			im := h.create("a.qcow2", small+",zone.max_open_zones=6,zone.max_active_zones=8")
+			im := h.create("a.qcow2", "size=64M,zone.size=8M,zone.capacity=6M,zone.max_open_zones=5,zone.max_active_zones=6")
 			d := im.attach("--queues", queues())
-			const data = 16 * zcap
+			const data = 8 * zcap
 			jobs := d.fio("--name=wrap", "--zonemode=zbd", "--ioengine="+engine, "--iodepth=8", "--rw=write", "--bs=64k", "--size=100%", "--loops=2")
 			if n := jobs[0].Write.Bytes; n != 2*data {
 				t.Errorf("%d bytes written, want every zone twice, %d", n, 2*data)
@@ -110,7 +110,7 @@ func TestFioFillsTheDeviceAndWrapsWithResets(t *testing.T) {
 			}
 			// Also in any order of blocks and zones.
 			jobs = d.fio("--name=again", "--zonemode=zbd", "--ioengine="+engine, "--iodepth=16", "--rw=randwrite", "--bsrange=4k-128k", "--blockalign=4k",
-				"--max_open_zones=6", "--size=100%", "--io_size=96M")
+				"--max_open_zones=5", "--size=100%", "--io_size=48M")
 			if n := jobs[0].Write.Bytes; n < data*9/10 {
 				t.Errorf("%d bytes written, want about %d", n, data)
 			}

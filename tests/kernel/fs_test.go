@@ -2,7 +2,11 @@
 
 package kernel
 
-import "testing"
+import (
+	"os"
+	"regexp"
+	"testing"
+)
 
 // f2fs keeps its own tables in conventional zones.
 func TestF2fs(t *testing.T) {
@@ -24,17 +28,31 @@ func TestBtrfs(t *testing.T) {
 // writes into many, in flight together.
 func TestBtrfsWithAppendsOf4K(t *testing.T) {
 	h := begin(t)
-	d := h.create("a.qcow2", "size=512M,zone.size=16M,zone.max_append_bytes=4096").attach("--queues", queues())
+	d := h.create("a.qcow2", "size=512M,zone.size=16M,zone.max_append_bytes=4096").
+		attach("--queues", queues(), "--log-level", "debug")
 	h.run("mkfs.btrfs", "-q", "-O", "zoned", "-m", "single", "-d", "single", d.node)
 	tr := newTree(t)
 	dir, unmount := h.mount("btrfs", d.node)
-	tr.add(dir, "a", 24<<20)
+	const total = 16 << 20
+	tr.add(dir, "a", total)
 	unmount()
 	h.run("btrfs", "check", d.node)
 	dir, unmount = h.mount("btrfs", d.node)
 	tr.check(dir)
 	unmount()
+
+	log, err := os.ReadFile(d.logFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What is a few bytes long is kept among the metadata.
+	if n := len(appended.FindAll(log, -1)); n < total/4096*9/10 {
+		t.Errorf("%d appends of 4096 bytes, want about %d", n, total/4096)
+	}
 }
+
+// appended matches the log entry of a successful append of 4 KiB.
+var appended = regexp.MustCompile(`"op": ?"append".*"bytes": ?4096,.*"result": ?4096,`)
 
 // fileSystem takes a file system through its life on an image.
 func fileSystem(im *image, fs string, mkfs, fsck []string) {

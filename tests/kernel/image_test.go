@@ -118,7 +118,7 @@ func (d *device) log() {
 	if !t.Failed() {
 		return
 	}
-	b, err := os.ReadFile(filepath.Join("/run/qzbd", d.id(), "log"))
+	b, err := os.ReadFile(d.logFile())
 	if err != nil {
 		return
 	}
@@ -130,7 +130,11 @@ func (d *device) log() {
 }
 
 func (d *device) name() string { return strings.TrimPrefix(d.node, "/dev/") }
-func (d *device) id() string   { return strings.TrimPrefix(d.node, "/dev/ublkb") }
+
+// logFile is where a server in the background logs.
+func (d *device) logFile() string {
+	return filepath.Join("/run/qzbd", strings.TrimPrefix(d.node, "/dev/ublkb"), "log")
+}
 
 // listed is one element of what qzbd list --json prints.
 type listed struct {
