@@ -80,7 +80,8 @@ func program() (string, error) {
 	return "", errors.New("run this from the source directory, or set QZBD_BIN")
 }
 
-// disk is an image and, while it is attached, its device.
+// disk is an image, a file of the stage's directory, and while it is attached
+// its device.
 type disk struct {
 	image string
 	node  string
@@ -101,15 +102,15 @@ func show(ctx context.Context, qzbd string) (err error) {
 	fmt.Printf("On %s, %d CPUs; images in %s.\n", strings.TrimSpace(kernel), runtime.NumCPU(), s.dir)
 
 	var (
-		example = &disk{image: s.path("example.qcow2")}
-		f2fs    = &disk{image: s.path("f2fs.qcow2")}
-		btrfs   = &disk{image: s.path("btrfs.qcow2")}
+		example = &disk{image: "example.qcow2"}
+		f2fs    = &disk{image: "f2fs.qcow2"}
+		btrfs   = &disk{image: "btrfs.qcow2"}
 		all     = []*disk{example, f2fs, btrfs}
 		zones   string
 		sum     string
 		trees   = map[*disk]*tree{f2fs: newTree(1), btrfs: newTree(2)}
 	)
-	const hashed = 192 << 20 // the zones that fio fills, and the next one
+	const hashed = 128 << 20 // the zones that fio fills
 	for _, step := range []step{
 		{"Create the example image of the format: 768M, 12 zones of 64M, 6 open, 8 active.", func() error {
 			return s.create(example, "zone.size=64M,zone.capacity=64M,zone.max_open_zones=6,zone.max_active_zones=8,zone.max_append_bytes=4096", "768M")

@@ -38,8 +38,6 @@ func newStage(ctx context.Context, program string) (*stage, error) {
 	return &stage{ctx: ctx, program: program, dir: dir, began: time.Now()}, err
 }
 
-func (s *stage) path(name string) string { return filepath.Join(s.dir, name) }
-
 // play tells the step, does it and says how it went.
 func (s *stage) play(st step) error {
 	s.steps++
@@ -91,6 +89,7 @@ func (s *stage) run(name string, args ...string) (string, error) {
 	// An interrupt reaches the command through the terminal anyway, and a
 	// device is best left after its user: so no command is killed with ours.
 	cmd := exec.Command(name, args...)
+	cmd.Dir = s.dir
 	var stdout, all bytes.Buffer
 	cmd.Stdout = io.MultiWriter(&stdout, &all)
 	cmd.Stderr = &all
@@ -167,11 +166,12 @@ func (s *stage) sum(node string, n int64) (string, error) {
 }
 
 func (s *stage) mount(d *disk) (string, error) {
-	dir := s.path("mnt-" + filepath.Base(d.image))
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	name := strings.TrimSuffix(d.image, ".qcow2")
+	dir := filepath.Join(s.dir, name)
+	if err := os.Mkdir(dir, 0o755); err != nil {
 		return "", err
 	}
-	if _, err := s.say("mount", d.node, dir); err != nil {
+	if _, err := s.say("mount", d.node, name); err != nil {
 		return "", err
 	}
 	s.mounted = append(s.mounted, dir)
