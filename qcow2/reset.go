@@ -2,12 +2,9 @@ package qcow2
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"slices"
 )
-
-var errTableUnread = errors.New("read L2 table")
 
 // Reset makes the write pointers of zones durable at their start and then
 // forgets what the zones contain (I4): first the pointers, then the entries,
@@ -18,6 +15,12 @@ func (im *Image) Reset(zones []uint32) error {
 	}
 	if err := im.Failed(); err != nil {
 		return err
+	}
+	// What may refuse the reset comes before the first change (I11).
+	for _, zone := range zones {
+		if err := im.checkMappings(zone); err != nil {
+			return err
+		}
 	}
 	if slices.ContainsFunc(zones, func(z uint32) bool { return !im.pointers.at(z, im.zoneStart(z)) }) {
 		im.lock()
@@ -38,6 +41,48 @@ func (im *Image) Reset(zones []uint32) error {
 	return nil
 }
 
+// checkMappings reads all entries of zone and refuses those that no image may
+// have. Nothing else changes them meanwhile.
+func (im *Image) checkMappings(zone uint32) error {
+	im.lock()
+	defer im.unlock()
+	if !im.mapped.has(int64(zone)) {
+		return nil
+	}
+	for g, end := im.clusterOf(im.zoneStart(zone)), im.lastCluster(zone); g < end; {
+		n := min(end-g, im.tableLen-g&(im.tableLen-1))
+		if _, err := im.readEntries(g, n); err != nil {
+			return err
+		}
+		g += n
+	}
+	return nil
+}
+
+// readEntries reads and checks the entries of guest clusters [g, g+n), which
+// are in one table; nil if there is none.
+func (im *Image) readEntries(g, n int64) ([]L2Entry, error) {
+	table := L1Entry(im.l1[g>>im.tableBits]).Offset()
+	if table == 0 {
+		return nil, nil
+	}
+	buf := make([]byte, n*8)
+	if err := readPadded(im.f, buf, table+g&(im.tableLen-1)*8); err != nil {
+		return nil, fmt.Errorf("read L2 table at %#x: %w", table, err)
+	}
+	entries := make([]L2Entry, n)
+	for i := range entries {
+		e := L2Entry(binary.BigEndian.Uint64(buf[i*8:]))
+		if e != 0 {
+			if err := im.checkEntry(g+int64(i), e); err != nil {
+				return nil, err
+			}
+		}
+		entries[i] = e
+	}
+	return entries, nil
+}
+
 // forget detaches everything that zone has.
 func (im *Image) forget(zone uint32) error {
 	im.lock()
@@ -52,7 +97,7 @@ func (im *Image) forget(zone uint32) error {
 		return nil
 	}
 	if err := im.detach(im.clusterOf(im.zoneStart(zone)), im.lastCluster(zone)); err != nil {
-		if !errors.Is(err, errTableUnread) {
+		if im.Failed() != nil {
 			return err
 		}
 		// The reset has happened: the pointer is durable. What is still mapped
@@ -160,38 +205,31 @@ func (im *Image) punchBytes(e Extent) error {
 func (im *Image) detach(g, end int64) error {
 	for g < end {
 		n := min(end-g, im.tableLen-g&(im.tableLen-1))
-		if L1Entry(im.l1[g>>im.tableBits]).Offset() != 0 {
-			if err := im.detachPart(g, n); err != nil {
-				return err
-			}
+		if err := im.detachPart(g, n); err != nil {
+			return err
 		}
 		g += n
 	}
 	return nil
 }
 
-// detachPart is detach within one table, which exists.
+// detachPart is detach within one table.
 func (im *Image) detachPart(g, n int64) error {
-	table := L1Entry(im.l1[g>>im.tableBits]).Offset()
-	buf := make([]byte, n*8)
-	if err := readPadded(im.f, buf, table+g&(im.tableLen-1)*8); err != nil {
-		return fmt.Errorf("%w at %#x: %w", errTableUnread, table, err)
+	entries, err := im.readEntries(g, n)
+	if err != nil {
+		return err
 	}
 	var own []run       // refcount 1
 	var foreign []int64 // clusters with any refcount
 	first, last := int64(-1), int64(-1)
-	for i := range n {
-		e := L2Entry(binary.BigEndian.Uint64(buf[i*8:]))
+	for i, e := range entries {
 		if e == 0 {
 			continue
 		}
 		if first < 0 {
-			first = i
+			first = int64(i)
 		}
-		last = i
-		if err := im.checkEntry(g+i, e); err != nil {
-			return err
-		}
+		last = int64(i)
 		c := e.Offset() >> im.clusterBits
 		switch {
 		case e.Compressed(): // what it shares a cluster with is not known: it leaks

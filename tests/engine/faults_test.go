@@ -165,7 +165,13 @@ func TestAFullFileSystemIsNamedAsSuch(t *testing.T) {
 	}
 }
 
-func TestAResetThatCannotReadATableHasHappened(t *testing.T) {
+func TestAResetThatCannotReadATableIsRefusedUntilItsPointerIsDurable(t *testing.T) {
+	for _, reads := range []int{0, 1} { // that succeed
+		t.Run(fmt.Sprint(reads), func(t *testing.T) { resetWithReadErrors(t, reads) })
+	}
+}
+
+func resetWithReadErrors(t *testing.T, reads int) {
 	h := newHost(t, func(int) int { return 0 }, faultSpecs()[1])
 	h.options.CacheBytes = 1
 	if err := h.open(); err != nil {
@@ -176,16 +182,31 @@ func TestAResetThatCannotReadATableHasHappened(t *testing.T) {
 	h.flush()
 	h.disk.set(func(d *disk) {
 		d.fault = func(op string, off, n int64) error {
-			if op == "read" {
-				return syscall.EIO
+			if op != "read" {
+				return nil
 			}
-			return nil
+			if reads--; reads >= 0 {
+				return nil
+			}
+			return syscall.EIO
 		}
 	})
-	h.begin(zns.OpReset, 1, 0, 0, false)
-	h.disk.set(func(d *disk) { d.fault = nil })
-	h.report() // empty, as the image has it
-	h.begin(zns.OpWrite, 1, 0, 8, false)
+	if reads == 0 { // refused: nothing has changed (I11)
+		before := h.dev.Zone(1)
+		r := &zns.Request{Op: zns.OpReset, Start: h.start(1)}
+		if err := zns.Do(h.dev, r, nil, nil); !errors.Is(err, syscall.EIO) {
+			t.Errorf("reset: %v", err)
+		}
+		if z := h.dev.Zone(1); z != before {
+			t.Errorf("zone %+v, before the reset %+v", z, before)
+		}
+		h.disk.set(func(d *disk) { d.fault = nil })
+	} else {
+		h.begin(zns.OpReset, 1, 0, 0, false)
+		h.disk.set(func(d *disk) { d.fault = nil })
+		h.report() // empty, as the image has it
+		h.begin(zns.OpWrite, 1, 0, 8, false)
+	}
 	h.drain()
 	h.flush()
 	h.verify()
