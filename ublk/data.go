@@ -85,15 +85,11 @@ func (q *queue) continueTransfer(r *request) (over bool) {
 			clear(mem)
 			continue
 		}
-		n := q.shortcut.move(r.Op == zns.OpRead, mem, e.Off)
-		if n == len(mem) {
-			continue
-		}
 		slot := 0
 		for t.pieces[slot].used {
 			slot++
 		}
-		t.pieces[slot] = piece{used: true, off: e.Off + int64(n), mem: mem[n:]}
+		t.pieces[slot] = piece{used: true, off: e.Off, mem: mem}
 		t.inflight++
 		q.submitPiece(r, slot)
 	}

@@ -9,7 +9,6 @@
 //	ops.go      the descriptor becomes a zns.Request, by one table
 //	step.go     Begin, I/O, Work, Wait, End until there is an answer
 //	data.go     the data moves: user copy on one side, the ring on the other
-//	shortcut.go or at once, where the data file is in memory
 //	worker.go   what may block, does so on goroutines of its own
 //	answer.go   result or errno, COMMIT_AND_FETCH, the tag is free again
 //	report.go   zone reports are answered here, from Target.Zone

@@ -45,11 +45,10 @@ type queue struct {
 	// next request.
 	commit func(tag uint16, result int32, addr uint64) error
 
-	bufs     buffers
-	shortcut shortcut
-	visit    func(uring.CQE) // q.completed, bound once
-	err      error           // the ring broke: the loop must end
-	quit     atomic.Bool     // set by another goroutine before a wake-up
+	bufs  buffers
+	visit func(uring.CQE) // q.completed, bound once
+	err   error           // the ring broke: the loop must end
+	quit  atomic.Bool     // set by another goroutine before a wake-up
 
 	mailbox atomic.Pointer[request] // requests that come back, newest first
 }
@@ -105,7 +104,6 @@ func (q *queue) open() error {
 	if err := ring.RegisterFiles(q.charFD, q.dev.cfg.DataFD); err != nil {
 		return fmt.Errorf("ublk: register %s and the data file with descriptor %d: %w", charPath(q.dev.id), q.dev.cfg.DataFD, err)
 	}
-	q.shortcut.open(q.dev.cfg.DataFD)
 	return q.bufs.open(depth, q.dev.cfg.MaxIO)
 }
 

@@ -72,7 +72,6 @@ func newBench(t testing.TB, target Target, data *os.File, depth, maxIO int) *ben
 		d.workers.close()
 		b.close()
 	})
-	b.shortcut = shortcut{} // these tests want to see the ring
 	return b
 }
 
@@ -524,9 +523,8 @@ func hot(t testing.TB) (b *bench, do func(flags uint32, n uint64)) {
 	answered := false
 	b.commit = func(uint16, int32, uint64) error { answered = true; return nil }
 	return b, func(flags uint32, n uint64) {
-		answered = false
 		b.give(0, flags, 0, n)
-		for !answered {
+		for answered = false; !answered; {
 			if err := b.turn(); err != nil {
 				t.Fatal(err)
 			}
@@ -552,9 +550,8 @@ func TestTheWayThroughAWorkerAllocatesNothing(t *testing.T) {
 	answered := false
 	b.commit = func(uint16, int32, uint64) error { answered = true; return nil }
 	if allocs := testing.AllocsPerRun(200, func() {
-		answered = false
 		b.give(0, opFlush, 0, 0)
-		for !answered {
+		for answered = false; !answered; {
 			if err := b.turn(); err != nil {
 				t.Fatal(err)
 			}
