@@ -38,6 +38,7 @@ type machine struct {
 	dir    string
 	ports  []net.Listener // stdout, stderr, events
 
+	alive   bool   // init ran
 	started bool   // the command ran
 	exited  bool   // and ended with
 	status  int    // this status
@@ -240,7 +241,6 @@ func accept(l net.Listener, serve func(net.Conn)) {
 func (m *machine) supervise(ctx context.Context, kill context.CancelCauseFunc, events <-chan string) {
 	late := time.NewTimer(bootSilent)
 	defer late.Stop()
-	alive := false
 	began := time.Now()
 	for {
 		select {
@@ -251,7 +251,7 @@ func (m *machine) supervise(ctx context.Context, kill context.CancelCauseFunc, e
 			word, rest, _ := strings.Cut(line, " ")
 			switch word {
 			case guest.EventAlive:
-				alive = true
+				m.alive = true
 				late.Reset(bootAlive)
 			case guest.EventStart:
 				m.started = true
@@ -270,7 +270,7 @@ func (m *machine) supervise(ctx context.Context, kill context.CancelCauseFunc, e
 				kill(nil) // we know enough: it just does not power off
 			case m.started:
 				kill(fmt.Errorf("%w (%v), and the guest did not answer", ErrTimeout, m.o.Timeout))
-			case alive:
+			case m.alive:
 				kill(errors.New("the guest hung while it prepared the command"))
 			case !m.consoleSpoke() || time.Since(began) >= bootAlive:
 				kill(errBootHung)

@@ -145,7 +145,8 @@ func Run(ctx context.Context, o Options, argv []string) (int, error) {
 	status, err := runOnce(ctx, o, kernel, initrd, argv)
 	if errors.Is(err, errBootHung) {
 		// Under software emulation about one boot in twenty never gets
-		// anywhere. Nothing of ours has run yet, so trying again hides nothing.
+		// anywhere. Nothing of ours has run yet, so trying again hides
+		// nothing.
 		fmt.Fprintf(o.Log, "vm: %v, trying once more\n", err)
 		status, err = runOnce(ctx, o, kernel, initrd, argv)
 	}
@@ -169,6 +170,12 @@ func runOnce(ctx context.Context, o Options, k Kernel, initrd string, argv []str
 			m.explain()
 		}
 		return ExitMachine, err
+	}
+	if !m.alive && m.failure == "" {
+		// The emulator can lose a race with the kernel's patching of its own
+		// code: a panic before the first line of ours.
+		m.explain()
+		return ExitMachine, fmt.Errorf("%w: it ended before init", errBootHung)
 	}
 	bad := scanDmesg(m.dmesg())
 	if len(bad) > 0 {
