@@ -44,7 +44,16 @@
 //	check.go refmap.go          references against refcounts, read only
 //	report.go                   what an image is, in words and JSON
 //	lock.go                     one writer per image, also among QEMU's tools
-//	image.go and the others     the image in use: mapping, allocating, rounds
+//
+// and for an image in use:
+//
+//	image.go attach.go close.go opening, the first change, the orderly end
+//	map.go cache.go             where bytes are, from memory; L2 tables
+//	chunk.go alloc.go runs.go   mapping ahead of data; free space
+//	refcount.go                 refcounts, and the table's growth
+//	pointers.go flush.go        write pointers; the order of barriers
+//	reset.go                    reset, finish, zeros
+//	rebuild.go clusterset.go    what was not closed, counted anew
 //
 // Nothing here knows zone conditions, requests or devices: zones are ranges
 // with a write pointer.
