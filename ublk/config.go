@@ -43,11 +43,18 @@ type Config struct {
 	// MaxIO is the largest request in bytes, a multiple of 4096 up to 32 MiB.
 	MaxIO int
 	// DataFD is the open file that the extents of requests refer to. It
-	// stays the caller's and must stay open until Done.
+	// stays the caller's and must stay open until Ended or Done.
 	DataFD int
 	// ReadOnly makes the kernel refuse writes.
 	ReadOnly bool
 	Logger   *zap.Logger
+	// Added is called with the device's number once the kernel has given it
+	// and before the device can be used. An error ends Start.
+	Added func(id int) error
+	// Ended is called once for a device that Start has started, when all its
+	// requests are answered and Target and DataFD are not used any more, but
+	// before its number can be given to another device. Wait returns its error.
+	Ended func() error
 }
 
 // withDefaults fills what was left out.

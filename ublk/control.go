@@ -216,9 +216,10 @@ type Info struct {
 }
 
 // Path is the block device's node.
-func (i Info) Path() string { return nodePath(i.ID) }
+func (i Info) Path() string { return NodePath(i.ID) }
 
-func nodePath(id int) string { return "/dev/ublkb" + strconv.Itoa(id) }
+// NodePath is the block device's node of device id.
+func NodePath(id int) string { return "/dev/ublkb" + strconv.Itoa(id) }
 func charPath(id int) string { return "/dev/ublkc" + strconv.Itoa(id) }
 
 // Info describes the device id; ErrNoDevice if there is none.

@@ -96,6 +96,11 @@ func (d *Device) start(ctx context.Context, p *params) (err error) {
 			d.discard()
 		}
 	}()
+	if d.cfg.Added != nil {
+		if err := d.cfg.Added(d.id); err != nil {
+			return err
+		}
+	}
 	if err := d.ctl.setParams(ctx, d.id, p); err != nil {
 		return failed("set the parameters of device", d.id, err)
 	}
@@ -219,9 +224,7 @@ func (d *Device) supervise() {
 	case !d.asked:
 		err = ErrGone
 	}
-	if rerr := d.release(); err == nil {
-		err = rerr
-	}
+	err = errors.Join(err, d.release(d.cfg.Ended))
 	d.ctl.Close()
 	if err != nil {
 		d.log.Warn("device ended", zap.Int("device", d.id), zap.Error(err))
@@ -233,10 +236,14 @@ func (d *Device) supervise() {
 }
 
 // release frees everything of a device whose queues have ended, the device
-// last.
-func (d *Device) release() error {
+// last, after ended.
+func (d *Device) release(ended func() error) error {
 	if d.workers != nil {
 		d.workers.close()
+	}
+	var endErr error
+	if ended != nil { // while the open char device still holds the number
+		endErr = ended()
 	}
 	if d.charFD >= 0 {
 		unix.Close(d.charFD)
@@ -248,12 +255,12 @@ func (d *Device) release() error {
 	}
 	gone, err := d.ctl.remove(context.Background(), d.id)
 	if errors.Is(err, ErrNoDevice) {
-		return nil // whoever stopped it has deleted it too
+		return endErr // whoever stopped it has deleted it too
 	}
 	if err == nil && !gone {
 		d.log.Warn("device is still open elsewhere and goes with its last user", zap.Int("device", d.id))
 	}
-	return err
+	return errors.Join(endErr, err)
 }
 
 // discard undoes a start that failed after the device was added.
@@ -263,7 +270,7 @@ func (d *Device) discard() {
 		d.abort()
 	}
 	d.serving.Wait()
-	if err := d.release(); err != nil {
+	if err := d.release(nil); err != nil {
 		d.log.Warn("delete a device that did not start", zap.Int("device", d.id), zap.Error(err))
 	}
 }
@@ -295,7 +302,7 @@ func (d *Device) logStart(ctx context.Context) {
 func (d *Device) ID() int { return d.id }
 
 // Path is the block device's node, /dev/ublkbN.
-func (d *Device) Path() string { return nodePath(d.id) }
+func (d *Device) Path() string { return NodePath(d.id) }
 
 // Features are what was negotiated with the driver for this device.
 func (d *Device) Features() Features { return d.features }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -92,25 +93,30 @@ func (o *attachOptions) validate() error {
 	return errors.Join(errs...)
 }
 
-// openImage opens and locks the image. The lock belongs to the returned file.
+// openImage opens and locks the image for writing. The lock belongs to the
+// returned file.
 func openImage(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	f, err := openFile(path, os.O_RDWR)
 	if err != nil {
 		return nil, err
 	}
-	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a regular file: only image files can be attached", path)
-	}
-	if err == nil {
-		if err = qcow2.Lock(f, true); err != nil {
-			err = explainInUse(err, path)
-		}
-	}
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
+	if err := qcow2.Lock(f, true); err != nil {
+		return nil, errors.Join(explainInUse(err, path), f.Close())
 	}
 	return f, nil
+}
+
+// openFile opens a regular file. Anything else is refused before it is opened,
+// which may wait for ever.
+func openFile(path string, flag int) (*os.File, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file: an image is one", path)
+	}
+	return os.OpenFile(path, flag, 0)
 }
 
 // attachAndReturn starts the server in the background and waits until it is
@@ -224,11 +230,14 @@ func attachInForeground(o *attachOptions) error {
 // lateFile is a log file whose place is known only once the device has its
 // number; what is written earlier is kept.
 type lateFile struct {
+	mu    sync.Mutex // guards what follows
 	early []byte
 	file  *os.File
 }
 
 func (l *lateFile) open(path string) (err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.file, err = os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err == nil {
 		_, err = l.file.Write(l.early)
@@ -238,6 +247,8 @@ func (l *lateFile) open(path string) (err error) {
 }
 
 func (l *lateFile) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.file == nil {
 		l.early = append(l.early, p...)
 		return len(p), nil

@@ -43,7 +43,7 @@ is worse, and 1 if the check could not be done.`,
 }
 
 func checkImage(image string) (*qcow2.CheckReport, error) {
-	f, err := os.Open(image)
+	f, err := openFile(image, os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}

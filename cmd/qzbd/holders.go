@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,7 +17,9 @@ import (
 // passing means that they are all processes, which may be gone in a moment.
 func holders(node string) (who []string, passing bool, err error) {
 	var st unix.Stat_t
-	if err := unix.Stat(node, &st); err != nil {
+	if err := unix.Stat(node, &st); gone(err) {
+		return nil, false, nil
+	} else if err != nil {
 		return nil, false, fmt.Errorf("stat %s: %w", node, err)
 	}
 	major, minor := unix.Major(st.Rdev), unix.Minor(st.Rdev)
@@ -33,10 +36,18 @@ func holders(node string) (who []string, passing bool, err error) {
 	}
 	// A claim that shows nowhere else: another mount namespace, swap.
 	fd, err := unix.Open(node, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+	if gone(err) {
+		return nil, false, nil
+	}
 	if err != nil {
 		return []string{"claimed by the kernel (" + err.Error() + ")"}, false, nil
 	}
 	return nil, false, unix.Close(fd)
+}
+
+// gone says that the device has ended meanwhile: nobody uses it.
+func gone(err error) bool {
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV)
 }
 
 // mountsOf reads /proc/self/mountinfo (proc_pid_mountinfo(5)). btrfs shows an

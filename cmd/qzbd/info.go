@@ -36,7 +36,7 @@ attached image it counts the zones as the device reports them.`,
 }
 
 func readInfo(image string) (*qcow2.Info, error) {
-	f, err := os.Open(image)
+	f, err := openFile(image, os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}

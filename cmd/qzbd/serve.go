@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -19,53 +20,140 @@ import (
 	"github.com/qzbd/qzbd/zns"
 )
 
-// syncInterval is how far a device that nobody flushes may be behind.
-const syncInterval = 5 * time.Second
-
 // server is one attached image.
 type server struct {
-	state *state
+	image *qcow2.Image
 	log   *zap.Logger
 	stop  chan os.Signal
 	// failed receives the reason why the image takes no more writes (I8).
 	failed chan error
+
+	mu    sync.Mutex // guards state
+	state *state
+	// announced: what goes wrong is for detach and list to say, no longer for
+	// attach.
+	announced bool
+	closed    bool // the image
 }
 
 // serve opens the image, starts the device, calls ready once the node is
-// usable and returns after the orderly stop. It takes over image, which is
-// locked. What went wrong after ready stays in the state, for detach and list
-// to say.
-func serve(o *attachOptions, image *os.File, log *zap.Logger, ready func(*state) error) error {
+// usable and returns after the orderly stop. It takes over file, which is
+// locked.
+func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) error) error {
 	srv := &server{log: log, stop: make(chan os.Signal, 1), failed: make(chan error, 1)}
 	signal.Notify(srv.stop, syscall.SIGTERM, syscall.SIGINT)
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
 	defer signal.Stop(srv.stop)
 
 	var err error
-	if srv.state, err = newState(o, image); err != nil {
-		return errors.Join(err, image.Close())
+	if srv.state, err = newState(o, file); err != nil {
+		return errors.Join(err, file.Close())
 	}
-	img, err := qcow2.Open(qcow2.NewOSFile(image), qcow2.Options{
-		SyncInterval: syncInterval,
+	if err := clearDead(srv.state); err != nil {
+		return errors.Join(err, file.Close())
+	}
+	srv.image, err = qcow2.Open(qcow2.NewOSFile(file), qcow2.Options{
+		SyncInterval: qcow2.DefaultSyncInterval,
 		OnFail:       srv.imageFailed,
 	})
 	if err != nil {
-		return errors.Join(fmt.Errorf("%s: %w", o.image, err), image.Close())
+		return errors.Join(fmt.Errorf("%s: %w", o.image, err), file.Close())
 	}
-	err = srv.serveImage(o, img, int(image.Fd()), ready)
-	if cerr := img.Close(); cerr != nil {
-		err = errors.Join(err, fmt.Errorf("close %s: %w", o.image, cerr))
+	dev, err := srv.start(o, int(file.Fd()))
+	if err != nil { // the device never was
+		return errors.Join(err, srv.end())
 	}
-	if srv.state.Device == "" { // it never came to a device
-		return err
+	srv.log = srv.log.With(zap.String("device", dev.Path()))
+	if err = srv.announce(ready); err == nil {
+		srv.untilStopped(dev)
 	}
+	if nerr := systemd.Stopping(); nerr != nil {
+		srv.log.Warn("service manager not told", zap.Error(nerr))
+	}
+	if who, _, herr := holders(dev.Path()); herr == nil && len(who) > 0 {
+		srv.log.Warn("stopping a device in use", zap.String("by", strings.Join(who, ", ")))
+	}
+	err = errors.Join(err, dev.Stop())
 	if err != nil {
 		srv.log.Error("stopped with an error", zap.Error(err))
-		srv.state.Failure = err.Error()
-		return errors.Join(err, srv.state.save())
+	} else {
+		srv.log.Info("stopped")
 	}
-	srv.log.Info("stopped")
-	return srv.state.remove()
+	return err
+}
+
+// clearDead removes what a killed server of the same image has left. Its lock
+// is ours, so it is certain to be dead.
+func clearDead(s *state) error {
+	all, err := states()
+	if err != nil {
+		return err
+	}
+	for _, old := range all {
+		if old.Dev == s.Dev && old.Ino == s.Ino && !old.alive() {
+			if err := old.settle(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// start makes a device of the image. Its state is there before the device is,
+// so that even a server killed in between leaves nothing that detach cannot
+// find.
+func (srv *server) start(o *attachOptions, fd int) (*ublk.Device, error) {
+	g, err := geometry(srv.image.Header(), uint32(o.blockSize))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", o.image, err)
+	}
+	target, err := zns.New(g, srv.image)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", o.image, err)
+	}
+	dev, err := ublk.Start(context.Background(), ublk.Config{
+		ID: o.id, Queues: o.queues, Depth: o.depth, DataFD: fd, Logger: srv.log,
+		Added: srv.added, Ended: srv.end,
+	}, target)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", o.image, err)
+	}
+	return dev, nil
+}
+
+// added records the device as soon as it has a number.
+func (srv *server) added(id int) error {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	srv.state.ID, srv.state.Device = id, ublk.NodePath(id)
+	if err := srv.state.save(); err != nil {
+		return fmt.Errorf("record the device in %s: %w", stateRoot, err)
+	}
+	return nil
+}
+
+// end closes the image and forgets the device, or records why that went wrong.
+// The device's number is still ours.
+func (srv *server) end() error {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	if srv.closed {
+		return nil
+	}
+	srv.closed = true
+	s := srv.state
+	err := srv.image.Close()
+	if err != nil {
+		err = fmt.Errorf("close %s: %w", s.Image, err)
+	}
+	switch {
+	case s.Device == "":
+		return err
+	case err != nil && srv.announced:
+		s.Failure = err.Error()
+		return errors.Join(err, s.save())
+	}
+	return errors.Join(err, s.remove())
 }
 
 // newState fills in what is known before there is a device.
@@ -94,42 +182,13 @@ func (srv *server) imageFailed(err error) {
 	}
 }
 
-// serveImage has a device over the image from its start to its end.
-func (srv *server) serveImage(o *attachOptions, img *qcow2.Image, fd int, ready func(*state) error) error {
-	target, err := zns.New(geometry(img.Header(), uint32(o.blockSize)), img)
-	if err != nil {
-		return fmt.Errorf("%s: %w", o.image, err)
-	}
-	dev, err := ublk.Start(context.Background(), ublk.Config{
-		ID: o.id, Queues: o.queues, Depth: o.depth, DataFD: fd, Logger: srv.log,
-	}, target)
-	if err != nil {
-		return err
-	}
-	srv.state.ID, srv.state.Device = dev.ID(), dev.Path()
-	srv.log = srv.log.With(zap.String("device", dev.Path()))
-	if err = srv.announce(ready); err == nil {
-		err = srv.untilStopped(dev)
-	}
-	if nerr := systemd.Stopping(); nerr != nil {
-		srv.log.Warn("service manager not told", zap.Error(nerr))
-	}
-	if who, _, herr := holders(dev.Path()); herr == nil && len(who) > 0 {
-		srv.log.Warn("stopping a device in use", zap.String("by", strings.Join(who, ", ")))
-	}
-	if serr := dev.Stop(); serr != nil {
-		err = errors.Join(err, fmt.Errorf("stop %s: %w", dev.Path(), serr))
-	}
-	return err
-}
-
 // announce says that the node is usable.
 func (srv *server) announce(ready func(*state) error) error {
-	s := srv.state
-	if err := s.save(); err != nil {
-		return fmt.Errorf("record the device in %s: %w", stateRoot, err)
-	}
-	if err := ready(s); err != nil {
+	srv.mu.Lock()
+	srv.announced = true
+	s := *srv.state
+	srv.mu.Unlock()
+	if err := ready(&s); err != nil {
 		return fmt.Errorf("announce %s: %w", s.Device, err)
 	}
 	if err := systemd.Ready(fmt.Sprintf("serving %s as %s", s.Image, s.Device)); err != nil {
@@ -139,37 +198,49 @@ func (srv *server) announce(ready func(*state) error) error {
 	return nil
 }
 
-// untilStopped returns when the device has to go, with what went wrong before.
-func (srv *server) untilStopped(dev *ublk.Device) error {
+// untilStopped returns when the device has to go or is gone.
+func (srv *server) untilStopped(dev *ublk.Device) {
 	for {
 		select {
 		case sig := <-srv.stop:
 			srv.log.Info("stopping", zap.Stringer("signal", sig))
-			return nil
+			return
 		case <-dev.Done():
 			srv.log.Warn("the device was deleted by somebody else")
-			return nil
+			return
 		case cause := <-srv.failed:
 			srv.log.Error("the image failed and takes no more writes", zap.Error(cause))
-			srv.state.Failure = cause.Error()
-			if err := srv.state.save(); err != nil {
-				return fmt.Errorf("record the failure: %w", err)
-			}
+			srv.recordFailure(cause)
 		}
 	}
 }
 
+func (srv *server) recordFailure(cause error) {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	if srv.closed {
+		return
+	}
+	srv.state.Failure = cause.Error()
+	if err := srv.state.save(); err != nil {
+		srv.log.Error("record the failure", zap.Error(err))
+	}
+}
+
 // geometry is the image's zones as the device shows them.
-func geometry(h qcow2.Header, blockSize uint32) zns.Geometry {
+func geometry(h qcow2.Header, blockSize uint32) (zns.Geometry, error) {
 	z := h.Zoned
 	maxAppend := z.MaxAppend &^ (blockSize - 1)
-	if z.MaxAppend == 0 { // no limit of its own: the device's largest request
+	switch {
+	case z.MaxAppend == 0: // no limit of its own: the device's largest request
 		maxAppend = ublk.DefaultMaxIO
+	case maxAppend == 0:
+		return zns.Geometry{}, fmt.Errorf("zone.max_append_bytes %d is less than a block of %d: attach it with --block-size 512", z.MaxAppend, blockSize)
 	}
 	return zns.Geometry{
 		Size: h.Size, ZoneSize: z.ZoneSize, ZoneCapacity: z.ZoneCapacity,
 		NrZones: z.NrZones, Conventional: z.Conventional,
 		MaxOpen: z.MaxOpen, MaxActive: z.MaxActive, MaxAppend: uint64(maxAppend),
 		BlockSize: blockSize,
-	}
+	}, nil
 }

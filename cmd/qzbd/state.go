@@ -119,8 +119,9 @@ func states() ([]*state, error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err != nil {
-			return nil, err
+		if err != nil { // it must not stand in the way of the others
+			fmt.Fprintln(os.Stderr, "qzbd: warning:", err)
+			continue
 		}
 		all = append(all, s)
 	}
@@ -129,28 +130,32 @@ func states() ([]*state, error) {
 }
 
 // findState returns the state of the device that name, a node or an image,
-// belongs to, or nil.
+// belongs to, or nil. Of an image the live device comes before dead ones.
 func findState(name string) (*state, error) {
 	all, err := states()
 	if err != nil {
 		return nil, err
 	}
+	node := name
+	if abs, err := filepath.Abs(name); err == nil {
+		node = abs
+	}
+	if target, err := filepath.EvalSymlinks(node); err == nil {
+		node = target
+	}
 	var st unix.Stat_t
-	statErr := unix.Stat(name, &st)
+	isFile := unix.Stat(name, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG
+	var dead *state
 	for _, s := range all {
-		if s.Device == name {
+		if s.Device != node && !(isFile && st.Dev == s.Dev && st.Ino == s.Ino) {
+			continue
+		}
+		if s.alive() {
 			return s, nil
 		}
-		if statErr == nil && st.Mode&unix.S_IFMT == unix.S_IFREG && st.Dev == s.Dev && st.Ino == s.Ino {
-			return s, nil
-		}
+		dead = s
 	}
-	if statErr == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK {
-		if target, err := filepath.EvalSymlinks(name); err == nil && target != name {
-			return findState(target)
-		}
-	}
-	return nil, nil
+	return dead, nil
 }
 
 // signalAndWait sends sig to the server and waits until it is gone. The pidfd
@@ -182,8 +187,8 @@ func (s *state) signalAndWait(sig syscall.Signal) error {
 	}
 }
 
-// settle clears away the state of a server that is gone. What the server
-// could not do itself becomes the error.
+// settle clears away what a server that is gone has left under its number. What
+// it could not do itself becomes the error.
 func (s *state) settle() error {
 	last, err := readState(s.ID)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -192,8 +197,11 @@ func (s *state) settle() error {
 	if err != nil {
 		return err
 	}
+	if last.PID != s.PID || last.Started != s.Started {
+		return nil // it stopped in order, and the number is another device's
+	}
 	if last.Failure != "" {
-		return errors.Join(fmt.Errorf("%s (%s): %s", s.Device, s.Image, last.Failure), s.remove())
+		return errors.Join(fmt.Errorf("%s (%s): %s", s.Device, s.Image, last.Failure), deleteDevice(s.ID), s.remove())
 	}
 	// It was killed. What the kernel keeps of the device has to go too.
 	if err := deleteDevice(s.ID); err != nil {
@@ -203,15 +211,14 @@ func (s *state) settle() error {
 	return s.remove()
 }
 
-// deleteDevice removes a device whose server is gone.
+// deleteDevice removes the device of a server that is gone, if it is there.
 func deleteDevice(id int) error {
 	c, err := ublk.Open()
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	ctx := context.Background()
-	if err := c.Delete(ctx, id); err != nil && !errors.Is(err, unix.ENODEV) {
+	if err := c.Delete(context.Background(), id); !errors.Is(err, ublk.ErrNoDevice) {
 		return err
 	}
 	return nil

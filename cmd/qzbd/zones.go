@@ -48,7 +48,7 @@ func readZones(name string) ([]zns.Zone, error) {
 	if s := liveState(name); s != nil {
 		return ublk.ReportZones(s.Device)
 	}
-	f, err := os.Open(name)
+	f, err := openFile(name, os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
