@@ -211,6 +211,10 @@ func (c *checker) visit(r *ref) error {
 		return c.checkCopied(r, L2Entry(r.entry).Copied())
 	case RefCompressed:
 		c.rep.AllocatedClusters++
+		if c.checkAhead(r); c.rep.Dirty && c.isAhead(r.guest) && r.guest < c.h.Size {
+			return nil // dropped when the image is opened
+		}
+		c.rep.corrupt("the cluster of guest offset %#x (entry at %#x) is compressed, which is not supported", r.guest, r.entryAt)
 		if L2Entry(r.entry).Copied() {
 			c.rep.corrupt("%s has the copied flag, which a compressed cluster must not have", r)
 		}
@@ -218,12 +222,18 @@ func (c *checker) visit(r *ref) error {
 	return nil
 }
 
+// isAhead reports whether the guest offset is above its zone's write pointer.
+func (c *checker) isAhead(guest uint64) bool {
+	z := guest / c.h.Zoned.ZoneSize
+	return z >= uint64(len(c.masked)) || guest >= c.masked[z]
+}
+
 // checkAhead finds a mapping that no read can reach.
 func (c *checker) checkAhead(r *ref) {
-	z := r.guest / c.h.Zoned.ZoneSize
-	if z < uint64(len(c.masked)) && r.guest < c.masked[z] {
+	if !c.isAhead(r.guest) {
 		return
 	}
+	z := r.guest / c.h.Zoned.ZoneSize
 	c.rep.Ahead++
 	if !c.rep.Dirty {
 		return

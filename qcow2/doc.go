@@ -53,7 +53,8 @@
 //	refcount.go                 refcounts, and the table's growth
 //	pointers.go flush.go        write pointers; the order of barriers
 //	reset.go                    reset, finish, zeros
-//	rebuild.go clusterset.go    what was not closed, counted anew
+//	rebuild.go clusterset.go    what an open refuses; what was not closed,
+//	                            counted anew
 //
 // Nothing here knows zone conditions, requests or devices: zones are ranges
 // with a write pointer.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
+	"strings"
 	"testing"
 )
 
@@ -98,6 +99,143 @@ func TestZeroAndFinishReplaceForeignEntries(t *testing.T) {
 	wantClean(t, f)
 }
 
+// wantRefused opens a clean image for writing, which must fail with a message
+// that has want in it and leave the file as it is.
+func wantRefused(t *testing.T, f *memFile, want string) {
+	t.Helper()
+	before := bytes.Clone(f.cache)
+	im, err := Open(f, Options{})
+	if err == nil {
+		im.Abandon()
+		t.Fatal("the image was opened")
+	}
+	if !strings.HasPrefix(err.Error(), "image is corrupt and was left as it is: ") || !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v\nwant it to say: %s", err, want)
+	}
+	if !bytes.Equal(f.cache, before) {
+		t.Error("the file was changed")
+	}
+	if r, err := Check(f, nil); err != nil || r.Corruptions == 0 {
+		t.Errorf("check finds nothing: %+v, %v", r, err)
+	}
+}
+
+// An image that was closed is believed no more than one that was not.
+func TestAnImageThatContradictsItselfIsNotOpened(t *testing.T) {
+	compressed := func(e L2Entry) L2Entry { return L2Entry(e.Offset()) | flagCompressed }
+	is := func(v L2Entry) func(L2Entry) L2Entry { return func(L2Entry) L2Entry { return v } }
+	const at = 4096 // within zone 1
+	for name, c := range map[string]struct {
+		want   string
+		damage func(t *testing.T, f *memFile, h *Header, zone1 uint64)
+	}{
+		"two L1 entries, one table": {"something else uses", func(t *testing.T, f *memFile, h *Header, _ uint64) {
+			poke(t, f, h.L1Offset, peek(t, f, h.L1Offset+8))
+		}},
+		"L1 entry to a refcount block": {"something else uses", func(t *testing.T, f *memFile, h *Header, _ uint64) {
+			poke(t, f, h.L1Offset, peek(t, f, h.RefTableOffset)|flagCopied)
+		}},
+		"L1 entry to the refcount table": {"something else uses", func(t *testing.T, f *memFile, h *Header, _ uint64) {
+			poke(t, f, h.L1Offset, uint64(h.RefTableOffset)|flagCopied)
+		}},
+		"data in a refcount block": {"zone 1: ", func(t *testing.T, f *memFile, h *Header, off uint64) {
+			foreignEntry(t, f, off+at, is(L2Entry(peek(t, f, h.RefTableOffset)|flagCopied)))
+		}},
+		"data in an L2 table": {"zone 1: ", func(t *testing.T, f *memFile, h *Header, off uint64) {
+			foreignEntry(t, f, off+at, is(L2Entry(peek(t, f, h.L1Offset+8))))
+		}},
+		"an L2 table in data": {"something else uses", func(t *testing.T, f *memFile, h *Header, off uint64) {
+			foreignEntry(t, f, off+at, func(e L2Entry) L2Entry {
+				poke(t, f, h.L1Offset+16, uint64(e))
+				return e
+			})
+		}},
+		"two entries, one cluster": {"something else uses", func(t *testing.T, f *memFile, h *Header, off uint64) {
+			foreignEntry(t, f, off+at, func(e L2Entry) L2Entry {
+				foreignEntry(t, f, off+at+4096, is(e))
+				return e
+			})
+		}},
+		"two entries, one cluster, above the pointer": {"something else uses", func(t *testing.T, f *memFile, h *Header, off uint64) {
+			foreignEntry(t, f, off+at, func(e L2Entry) L2Entry {
+				foreignEntry(t, f, off+(128<<10), is(e))
+				return e
+			})
+		}},
+		"two refcount blocks in one place": {"something else uses", func(t *testing.T, f *memFile, h *Header, _ uint64) {
+			poke(t, f, h.RefTableOffset+8, peek(t, f, h.RefTableOffset))
+		}},
+		"compressed": {"compressed clusters are not supported", func(t *testing.T, f *memFile, _ *Header, off uint64) {
+			foreignEntry(t, f, off+at, compressed)
+		}},
+		"refcount 0": {"run qzbd check", func(t *testing.T, f *memFile, h *Header, off uint64) {
+			foreignEntry(t, f, off+at, func(e L2Entry) L2Entry {
+				poke16(t, f, int64(peek(t, f, h.RefTableOffset))+e.Offset()>>h.ClusterBits*2, 0)
+				return e
+			})
+		}},
+		"beyond the end": {"beyond the end", func(t *testing.T, f *memFile, _ *Header, off uint64) {
+			foreignEntry(t, f, off+at, is(1<<40|flagCopied))
+		}},
+		"unaligned": {"multiple of the cluster size", func(t *testing.T, f *memFile, _ *Header, off uint64) {
+			foreignEntry(t, f, off+at, is(0x10200|flagCopied))
+		}},
+		"reserved bits": {"reserved bits", func(t *testing.T, f *memFile, _ *Header, off uint64) {
+			foreignEntry(t, f, off+at, is(0x10000|2))
+		}},
+		"data in zonedmeta": {"something else uses", func(t *testing.T, f *memFile, h *Header, off uint64) {
+			foreignEntry(t, f, off+at, is(L2Entry(h.Zoned.MetaOffset)|flagCopied))
+		}},
+		"data in the L1 table": {"something else uses", func(t *testing.T, f *memFile, h *Header, off uint64) {
+			foreignEntry(t, f, off+at, is(L2Entry(h.L1Offset)|flagCopied))
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newMemFile()
+			// A zone of 2M is what one L2 table maps.
+			build(t, f, spec{clusterBits: 12, refOrder: 4, size: 8 << 20, zoneSize: 2 << 20})
+			im := open(t, f, Options{})
+			off := im.zoneStart(1)
+			grow(t, im, 1, 256<<10, 64<<10)
+			h := im.Header()
+			must(t, im.Close())
+			foreignEntry(t, f, off+(128<<10), func(L2Entry) L2Entry { return 0 }) // leaks
+			poke(t, f, int64(h.Zoned.MetaOffset)+8, binary.BigEndian.Uint64(encoded(&h, 1, off+(128<<10))))
+			c.damage(t, f, &h, off)
+			wantRefused(t, f, c.want)
+		})
+	}
+}
+
+func encoded(h *Header, zone uint32, wp uint64) []byte {
+	var b [8]byte
+	h.encodeEntry(b[:], zone, wp)
+	return b[:]
+}
+
+func peek(t *testing.T, f File, off int64) uint64 {
+	t.Helper()
+	var b [8]byte
+	must(t, readPadded(f, b[:], off))
+	return binary.BigEndian.Uint64(b[:])
+}
+
+func poke(t *testing.T, f File, off int64, v uint64) {
+	t.Helper()
+	_, err := f.WriteAt(binary.BigEndian.AppendUint64(nil, v), off)
+	must(t, err)
+	must(t, f.Sync())
+}
+
+func poke16(t *testing.T, f File, off int64, v uint16) {
+	t.Helper()
+	_, err := f.WriteAt(binary.BigEndian.AppendUint16(nil, v), off)
+	must(t, err)
+	must(t, f.Sync())
+}
+
+// Whatever changes the file behind an open image's back must not do worse than
+// failing requests.
 func TestCompressedEntriesAreRefusedWhereTheyAreUsed(t *testing.T) {
 	f := newMemFile()
 	build(t, f, small)
@@ -105,8 +243,8 @@ func TestCompressedEntriesAreRefusedWhereTheyAreUsed(t *testing.T) {
 	off := im.zoneStart(1)
 	grow(t, im, 1, 64<<10, 64<<10)
 	must(t, im.Close())
-	foreignEntry(t, f, off+4096, func(e L2Entry) L2Entry { return L2Entry(e.Offset()) | flagCompressed })
 	im = open(t, f, Options{})
+	foreignEntry(t, f, off+4096, func(e L2Entry) L2Entry { return L2Entry(e.Offset()) | flagCompressed })
 	if _, err := read(im, 4096, off+4096); err == nil {
 		t.Error("a compressed cluster was read")
 	}
@@ -120,6 +258,14 @@ func TestCompressedEntriesAreRefusedWhereTheyAreUsed(t *testing.T) {
 		t.Errorf("its neighbour: %v", err)
 	}
 	must(t, im.Failed())
+	must(t, im.Close())
+	im = open(t, f, Options{ReadOnly: true})
+	if _, err := read(im, 4096, off+4096); err == nil {
+		t.Error("a compressed cluster was read")
+	}
+	if _, err := read(im, 4096, off+8192); err != nil {
+		t.Errorf("its neighbour: %v", err)
+	}
 	must(t, im.Close())
 }
 
@@ -138,8 +284,8 @@ func TestEntriesThatNoImageMayHaveAreRefused(t *testing.T) {
 			off := im.zoneStart(1)
 			grow(t, im, 1, 64<<10, 64<<10)
 			must(t, im.Close())
-			foreignEntry(t, f, off+4096, func(L2Entry) L2Entry { return e })
 			im = open(t, f, Options{})
+			foreignEntry(t, f, off+4096, func(L2Entry) L2Entry { return e })
 			if err := put(im, fill(512, 1), off+4096); err == nil {
 				t.Error("written")
 			}

@@ -29,8 +29,8 @@ type Options struct {
 	// SyncInterval is the time between background rounds, which take place
 	// only when there is something to do; 0 means none at all.
 	SyncInterval time.Duration
-	// Progress is called now and then while the mappings of an image that was
-	// not closed cleanly are read, with the number of L2 tables.
+	// Progress is called now and then while the mappings are read, which every
+	// writable open does, with the number of L2 tables.
 	Progress func(done, total int64)
 	// OnFail is called once, before anybody is told, when the image fails (I8).
 	OnFail func(error)
@@ -80,10 +80,12 @@ type Image struct {
 	vals          []uint64
 }
 
-// Open opens the image in f, which stays the caller's if that fails. An image
-// that was not closed cleanly is repaired first: mappings above the write
-// pointers are dropped and refcounts recomputed (I5); read-only, nothing is
-// written and the refcounts are ignored.
+// Open opens the image in f, which stays the caller's if that fails. To be
+// written to, an image must have every reference right: all mapping tables are
+// read, and an image that contradicts itself is refused and left as it is. One
+// that was not closed cleanly is then repaired: mappings above the write
+// pointers are dropped and refcounts recomputed (I5). Read-only, nothing is
+// written, and neither the mappings nor the refcounts are looked at.
 func Open(f File, o Options) (*Image, error) {
 	if !o.ReadOnly {
 		// What is only in the page cache is not durable: a predecessor may
@@ -138,18 +140,21 @@ func (im *Image) load(h *Header, progress func(done, total int64)) error {
 	im.alloc.limit = max(im.fullLength(h), im.alloc.length())
 	im.ref.order = h.RefcountOrder
 	im.ref.blockBits = uint32(bits.TrailingZeros64(uint64(h.refBlockEntries())))
-	if h.Dirty() && !im.readOnly {
-		if err := im.rebuild(progress); err != nil {
+	if im.readOnly {
+		return im.loadL1()
+	}
+	r := &rebuilder{im: im, clean: !h.Dirty()}
+	if err := r.survey(progress); err != nil {
+		return fmt.Errorf("image is corrupt and was left as it is: %w", err)
+	}
+	if r.clean {
+		if err := im.loadRefcounts(&r.used); err != nil {
 			return err
 		}
-	}
-	if err := im.loadL1(); err != nil {
+	} else if err := r.rebuild(); err != nil {
 		return err
 	}
-	if im.readOnly || h.Dirty() {
-		return nil
-	}
-	return im.loadRefcounts()
+	return im.loadL1()
 }
 
 // loadL1 reads the L1 table and notes which zones may have mappings.

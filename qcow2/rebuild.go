@@ -1,24 +1,21 @@
 package qcow2
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"maps"
 	"slices"
 )
 
-// rebuild repairs an image whose dirty bit is set: its refcounts mean nothing
-// (I5), and mappings may be ahead of the write pointers. The mappings below the
-// pointers are the truth; everything else follows from them. If they contradict
-// each other, the image is refused and nothing is written.
+// rebuild repairs a surveyed image whose dirty bit is set: its refcounts mean
+// nothing (I5), and mappings may be ahead of the write pointers. The mappings
+// below the pointers are the truth; everything else follows from them.
 //
 // It writes in place, and whatever it writes, a cut in the middle leaves
 // something that the next rebuild makes the same of. The dirty bit stays set.
-func (im *Image) rebuild(progress func(done, total int64)) error {
-	r := &rebuilder{im: im}
-	if err := r.survey(progress); err != nil {
-		return fmt.Errorf("image is corrupt and was left as it is: %w", err)
-	}
+func (r *rebuilder) rebuild() error {
+	im := r.im
 	if err := r.plan(); err != nil {
 		return err
 	}
@@ -32,6 +29,7 @@ func (im *Image) rebuild(progress func(done, total int64)) error {
 
 type rebuilder struct {
 	im    *Image
+	clean bool       // the dirty bit is clear: there is nothing to change
 	used  clusterSet // what something refers to
 	drops []Extent   // entries above the write pointers, in the file
 	fixes []fix
@@ -48,15 +46,21 @@ type fix struct {
 	entry uint64
 }
 
-// survey finds out what is in use, and which entries have to be changed.
+// survey finds out what is in use, and which entries have to be changed. It
+// refuses references that cannot be followed, that overlap, and compressed
+// clusters: what is written through one of two references destroys the other's.
+// In a clean image that is also said of what lies above the write pointers, and
+// of the refcount structures; there it changes nothing.
 func (r *rebuilder) survey(progress func(done, total int64)) error {
 	im, h := r.im, r.im.header()
 	var done, total int64
 	total = int64(h.L1Size)
-	return walk(im.f, h, false, func(x *ref) error {
+	return walk(im.f, h, r.clean, func(x *ref) error {
 		switch x.kind {
 		case RefRefTable:
-			return nil // its place is decided when everything else has one
+			if !r.clean {
+				return nil // its place is decided when everything else has one
+			}
 		case RefCompressed:
 			if !r.above(x.guest) {
 				return fmt.Errorf("%s: compressed clusters are not supported", r.name(x))
@@ -86,7 +90,7 @@ func (r *rebuilder) survey(progress func(done, total int64)) error {
 				return err
 			}
 		}
-		if (x.kind == RefData || x.kind == RefL2) && x.entry&flagCopied == 0 {
+		if !r.clean && (x.kind == RefData || x.kind == RefL2) && x.entry&flagCopied == 0 {
 			r.fixes = append(r.fixes, fix{x.entryAt, x.entry | flagCopied})
 		}
 		return nil
@@ -102,10 +106,11 @@ func (r *rebuilder) name(x *ref) string {
 }
 
 // above reports whether the guest cluster at the device offset lies wholly
-// above its zone's write pointer: what it maps to was never acknowledged.
+// above its zone's write pointer in an image that was not closed: what it maps
+// to was never acknowledged.
 func (r *rebuilder) above(guest uint64) bool {
 	im := r.im
-	if guest >= im.size {
+	if r.clean || guest >= im.size {
 		return false
 	}
 	zone := uint32(guest / im.zoneSize)
@@ -337,8 +342,9 @@ func (r *rebuilder) release() error {
 	return nil
 }
 
-// loadRefcounts reads the refcounts of a clean image and notes what is free.
-func (im *Image) loadRefcounts() error {
+// loadRefcounts reads the refcounts of a clean image, in which used has a
+// reference each, and notes what is free.
+func (im *Image) loadRefcounts(used *clusterSet) error {
 	h := im.header()
 	buf := make([]byte, int64(h.RefTableClusters)<<im.clusterBits) // at most maxRefTableBytes
 	if err := readPadded(im.f, buf, h.RefTableOffset); err != nil {
@@ -368,6 +374,10 @@ func (im *Image) loadRefcounts() error {
 		if err := readPadded(im.f, block, off); err != nil {
 			return fmt.Errorf("read refcount block at %#x: %w", off, err)
 		}
+		if allZero(block) {
+			free = appendRun(free, run{base, n})
+			continue
+		}
 		for i := range n {
 			if refcountAt(block, im.ref.order, int(i)) == 0 {
 				free = appendRun(free, run{base + i, 1})
@@ -380,36 +390,23 @@ func (im *Image) loadRefcounts() error {
 	for _, r := range free {
 		im.alloc.unclean.add(r)
 	}
-	return im.checkInUse()
+	return im.checkInUse(used)
 }
 
-// checkInUse refuses an image whose refcounts call something free that it
-// needs: the first allocation would destroy it.
-func (im *Image) checkInUse() error {
-	in := func(off, n int64) error {
-		if im.alloc.unclean.overlaps(run{off >> im.clusterBits, (n + im.cs - 1) >> im.clusterBits}) {
-			return fmt.Errorf("image is corrupt: the refcounts call the metadata at %#x free; qzbd check -r all recomputes them", off)
+// checkInUse refuses an image whose refcounts call something free that is
+// referred to: the first allocation would destroy it.
+func (im *Image) checkInUse(used *clusterSet) (err error) {
+	free := &im.alloc.unclean
+	used.runs(func(x run) {
+		if err == nil && free.overlaps(x) {
+			c := max(x.start, free.runs[free.find(x.start)].start)
+			err = fmt.Errorf("image is corrupt and was left as it is: the refcounts call the cluster at %#x free, which is in use; run qzbd check", c<<im.clusterBits)
 		}
-		return nil
-	}
-	for _, p := range *im.places.Load() {
-		if err := in(p.off, p.n); err != nil {
-			return err
-		}
-	}
-	for _, off := range im.ref.table {
-		if off != 0 {
-			if err := in(off, im.cs); err != nil {
-				return err
-			}
-		}
-	}
-	for _, e := range im.l1 {
-		if off := L1Entry(e).Offset(); off != 0 {
-			if err := in(off, im.cs); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	})
+	return err
+}
+
+// allZero reports whether all of b is zero.
+func allZero(b []byte) bool {
+	return len(b) == 0 || b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1])
 }
