@@ -81,8 +81,8 @@ func (d *device) detachBy(name string) {
 	h.t.Helper()
 	d.log()
 	h.run(qzbd, "detach", name)
-	d.gone = true
-	if _, err := os.Lstat(d.node); !errors.Is(err, os.ErrNotExist) {
+	_, err := os.Lstat(d.node)
+	if d.gone = errors.Is(err, os.ErrNotExist); !d.gone {
 		h.t.Errorf("after qzbd detach %s, %s: %v", name, d.node, err)
 	}
 }
