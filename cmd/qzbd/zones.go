@@ -18,8 +18,9 @@ func zonesCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "zones IMAGE|/dev/ublkbN",
 		Short: "Report the zones of an image or a device",
-		Long: `Zones prints what blkzone report prints, in sectors of 512 bytes: of a device
-live, of an image from the file. An attached image is reported live.`,
+		Long: `Zones prints the lines of blkzone report, in sectors of 512 bytes: of a device
+live, of an image from the file. An attached image is reported live. The write
+pointer of a full zone is shown as its capacity.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			zones, err := readZones(args[0])
