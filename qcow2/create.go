@@ -18,6 +18,8 @@ import (
 func Create(path string, o CreateOptions) (err error) {
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target // replace the file, not a link to it
+	} else if target, e := os.Readlink(path); e == nil {
+		return fmt.Errorf("%s is a symbolic link to %s, which cannot be followed: %w", path, target, err)
 	}
 	old, err := openOld(path)
 	if err != nil {

@@ -213,6 +213,7 @@ func TestImagesThatCannotBeAttachedAreCreatedWithAWarning(t *testing.T) {
 	for _, c := range []struct{ opts, size, want string }{
 		{"zone.size=64M", "100M", "the last zone is only 37748736 of 67108864 bytes long: with a short last zone the image cannot be attached"},
 		{"zone.size=64K", "2G", "the image has 32768 zones: with more than 16384 it cannot be attached"},
+		{"cluster_size=512,zone.size=2K", "1M", "zones are 2048 bytes long: with zones of less than 4K the image cannot be attached"},
 		{"zone.size=2T", "4T", "zones are 2199023255552 bytes long: with zones of more than 1T the image cannot be attached"},
 	} {
 		_, warnings, err := ParseCreateOptions([]string{c.opts}, c.size)
@@ -235,6 +236,18 @@ func TestSizesAreReadAsQEMUReadsThem(t *testing.T) {
 		if got, err := parseSize(s); err == nil {
 			t.Errorf("%q is read as %d", s, got)
 		}
+	}
+}
+
+func TestCreateDoesNotReplaceALinkToNothing(t *testing.T) {
+	link := filepath.Join(t.TempDir(), "link")
+	must(t, os.Symlink("gone", link))
+	err := Create(link, CreateOptions{Size: 1 << 30})
+	if err == nil || !strings.Contains(err.Error(), "is a symbolic link to gone, which cannot be followed") {
+		t.Errorf("got %v", err)
+	}
+	if target, err := os.Readlink(link); err != nil || target != "gone" {
+		t.Errorf("the link is now %q, %v", target, err)
 	}
 }
 

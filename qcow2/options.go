@@ -38,6 +38,7 @@ const (
 const (
 	attachableZones    = 16384
 	attachableZoneSize = 1 << 40
+	attachableZoneMin  = 4096
 )
 
 // option is one option of create, under qemu-img's name.
@@ -355,6 +356,9 @@ func (o CreateOptions) warnings() []string {
 	}
 	if rest := o.Size % o.ZoneSize; rest != 0 {
 		w = append(w, fmt.Sprintf("the last zone is only %d of %d bytes long: with a short last zone the image cannot be attached", rest, o.ZoneSize))
+	}
+	if o.ZoneSize < attachableZoneMin {
+		w = append(w, fmt.Sprintf("zones are %d bytes long: with zones of less than 4K the image cannot be attached", o.ZoneSize))
 	}
 	if o.ZoneSize > attachableZoneSize {
 		w = append(w, fmt.Sprintf("zones are %d bytes long: with zones of more than 1T the image cannot be attached", o.ZoneSize))
