@@ -55,6 +55,17 @@ func (f *OSFile) WriteDurable(p []byte, off int64) error {
 	return nil
 }
 
+// isHole reports whether [off, off+n) is known to read as zeros without being
+// read.
+func isHole(f File, off, n int64) bool {
+	o, ok := f.(*OSFile)
+	if !ok {
+		return false
+	}
+	data, err := unix.Seek(int(o.Fd()), off, unix.SEEK_DATA)
+	return errors.Is(err, unix.ENXIO) || err == nil && data >= off+n
+}
+
 // Sync is fdatasync.
 func (f *OSFile) Sync() error {
 	for {

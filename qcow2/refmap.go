@@ -15,9 +15,9 @@ type refMap struct {
 
 const (
 	refPageSize = 1 << 14 // clusters
-	// maxRefPages bounds a check's memory to 2 GiB: 64 TiB of clusters of the
-	// usual size.
-	maxRefPages = 1 << 16
+	// maxRefPages bounds the counts to 416 MiB, and so a check's memory to less
+	// than 512: 13 TiB of clusters of the usual size.
+	maxRefPages = 13 << 10
 
 	maxRefs  = 1<<15 - 1 // counted references; the count stays there
 	metadata = 1 << 15   // one of the references is not a data cluster's
@@ -57,6 +57,16 @@ func (m *refMap) count(cluster int64) uint64 {
 		return 0
 	}
 	return uint64(page[cluster%refPageSize] &^ metadata)
+}
+
+// none reports whether no page holds counts of clusters [from, from+n).
+func (m *refMap) none(from, n int64) bool {
+	for p := from / refPageSize; p*refPageSize < from+n; p++ {
+		if m.pages[p] != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // all yields the clusters that have references, in order.

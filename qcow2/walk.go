@@ -85,6 +85,7 @@ type walker struct {
 	end int64 // of the file, in whole clusters
 	fn  func(r *ref) error
 	l2  []byte
+	ref ref // handed to fn: one for each entry would be much garbage
 }
 
 // table calls fn with each nonzero entry of a table of n entries.
@@ -111,9 +112,10 @@ func (w *walker) table(off, n int64, fn func(i, at int64, entry uint64) error) e
 func (w *walker) refBlocks() error {
 	n := int64(w.h.RefTableClusters) << w.h.ClusterBits / 8
 	return w.table(w.h.RefTableOffset, n, func(i, at int64, e uint64) error {
-		r := ref{kind: RefRefBlock, off: int64(e &^ (sectorSize - 1)), n: w.h.ClusterSize(), index: i, entry: e, entryAt: at}
+		r := &w.ref
+		*r = ref{kind: RefRefBlock, off: int64(e &^ (sectorSize - 1)), n: w.h.ClusterSize(), index: i, entry: e, entryAt: at}
 		r.bad = w.judge(r.off, e&(sectorSize-1))
-		return w.fn(&r)
+		return w.fn(r)
 	})
 }
 
@@ -121,12 +123,13 @@ func (w *walker) l1() error {
 	span := uint64(w.h.l2Entries()) << w.h.ClusterBits
 	return w.table(w.h.L1Offset, int64(w.h.L1Size), func(i, at int64, v uint64) error {
 		e := L1Entry(v)
-		r := ref{kind: RefL2, off: e.Offset(), n: w.h.ClusterSize(), guest: uint64(i) * span, index: i, entry: v, entryAt: at}
+		r := &w.ref
+		*r = ref{kind: RefL2, off: e.Offset(), n: w.h.ClusterSize(), guest: uint64(i) * span, index: i, entry: v, entryAt: at}
 		if r.off == 0 && e.Reserved() == 0 {
 			return nil // nothing but flags
 		}
 		r.bad = w.judge(r.off, e.Reserved())
-		err := w.fn(&r)
+		err := w.fn(r)
 		if errors.Is(err, errSkip) || err == nil && r.bad != "" {
 			return nil
 		}
@@ -147,7 +150,8 @@ func (w *walker) l2table(off int64, guest uint64) error {
 			continue
 		}
 		e := L2Entry(v)
-		r := ref{kind: RefData, guest: guest + uint64(i)<<w.h.ClusterBits, index: i, entry: v, entryAt: off + 8*i}
+		r := &w.ref
+		*r = ref{kind: RefData, guest: guest + uint64(i)<<w.h.ClusterBits, index: i, entry: v, entryAt: off + 8*i}
 		if e.Compressed() {
 			r.kind = RefCompressed
 			r.off, r.n = e.compressedRange(w.h.ClusterBits)
@@ -161,7 +165,7 @@ func (w *walker) l2table(off int64, guest uint64) error {
 			}
 			r.bad = w.judge(r.off, e.Reserved())
 		}
-		if err := w.fn(&r); err != nil {
+		if err := w.fn(r); err != nil {
 			return err
 		}
 	}
