@@ -15,9 +15,9 @@ type clusterSet struct {
 
 const (
 	clusterPageBits = 12
-	// maxClusterPages bounds the set to 1 GiB of memory: with clusters of the
-	// usual size 512 TiB of file.
-	maxClusterPages = 1 << 21
+	// maxClusterPages bounds the set to 256 MiB of memory: with clusters of the
+	// usual size 128 TiB of file.
+	maxClusterPages = 1 << 19
 )
 
 type clusterPage [1 << clusterPageBits / 64]uint64

@@ -8,22 +8,22 @@ import (
 )
 
 // refMap counts the references to each cluster. It takes memory only for parts
-// of the file that are referred to: two bytes per cluster.
+// of the file that are referred to: a byte per cluster.
 type refMap struct {
 	pages map[int64]*refPage
 }
 
 const (
 	refPageSize = 1 << 14 // clusters
-	// maxRefPages bounds the counts to 416 MiB, and so a check's memory to less
-	// than 512: 13 TiB of clusters of the usual size.
-	maxRefPages = 13 << 10
+	// maxRefPages bounds the counts to 224 MiB, and with as much garbage a
+	// check's memory to less than 512: 14 TiB of clusters of the usual size.
+	maxRefPages = 14 << 10
 
-	maxRefs  = 1<<15 - 1 // counted references; the count stays there
-	metadata = 1 << 15   // one of the references is not a data cluster's
+	maxRefs  = 1<<7 - 1 // counted references; the count stays there
+	metadata = 1 << 7   // one of the references is not a data cluster's
 )
 
-type refPage [refPageSize]uint16
+type refPage [refPageSize]uint8
 
 // add counts a reference. shared is true if metadata shares the cluster with
 // anything else.
