@@ -18,7 +18,8 @@ vm:
 
 install: build
 	install -D -m 755 bin/qzbd $(DESTDIR)$(PREFIX)/bin/qzbd
-	install -D -m 644 systemd/qzbd@.service $(DESTDIR)$(UNITDIR)/qzbd@.service
+	install -d $(DESTDIR)$(UNITDIR)
+	sed 's|/usr/bin/qzbd|$(PREFIX)/bin/qzbd|' systemd/qzbd@.service > $(DESTDIR)$(UNITDIR)/qzbd@.service
 	install -D -m 644 systemd/qzbd.conf $(DESTDIR)$(MODULESDIR)/qzbd.conf
 
 demo: build vm

@@ -132,7 +132,7 @@ func (d *Device) add(ctx context.Context) error {
 	err := d.ctl.add(ctx, &info)
 	switch {
 	case errors.Is(err, syscall.EEXIST):
-		return fmt.Errorf("ublk: device %d exists already: choose another id or delete it: %w", d.cfg.ID, err)
+		return fmt.Errorf("ublk: device %d exists already: choose another id, or detach it: %w", d.cfg.ID, err)
 	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES):
 		return fmt.Errorf("ublk: add a device: zoned devices need root (CAP_SYS_ADMIN): %w", err)
 	case err != nil:

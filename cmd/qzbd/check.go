@@ -75,9 +75,9 @@ func printCheck(rep *qcow2.CheckReport) {
 	}
 	switch {
 	case rep.Corruptions > 0:
-		fmt.Printf("%d corruptions and %d leaked clusters were found on the image.\n", rep.Corruptions, rep.Leaks)
+		fmt.Printf("Errors were found on the image: corruptions %d, leaked clusters %d.\n", rep.Corruptions, rep.Leaks)
 	case rep.Leaks > 0:
-		fmt.Printf("%d leaked clusters were found on the image. They waste space but harm nothing.\n", rep.Leaks)
+		fmt.Printf("Leaked clusters were found on the image: %d. They waste space but harm nothing.\n", rep.Leaks)
 	default:
 		fmt.Println("No errors were found on the image.")
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -16,11 +17,11 @@ func createCommand() *cobra.Command {
 		Short: "Create a zoned image",
 		Long: `Create makes IMAGE, a qcow2 image with the zoned extension. The options are
 those of qemu-img create; -o help lists them. Sizes take the suffixes K, M, G,
-T, P and E.`,
+T, P and E. An image of that name is replaced, unless it is in use.`,
 		Example: `  qzbd create -o zone.size=64M,zone.max_open_zones=6,zone.max_active_zones=8 z.qcow2 768M`,
 		Args:    cobra.RangeArgs(0, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(options) == 1 && (options[0] == "help" || options[0] == "?") {
+			if asksForHelp(options) {
 				fmt.Print(qcow2.CreateOptionsHelp())
 				return nil
 			}
@@ -44,4 +45,16 @@ T, P and E.`,
 	// An array, not a slice: the value's commas are the options' own.
 	cmd.Flags().StringArrayVarP(&options, "option", "o", nil, "options, comma separated; -o help lists them")
 	return cmd
+}
+
+// asksForHelp looks for the word that qemu-img takes instead of an option.
+func asksForHelp(options []string) bool {
+	for _, list := range options {
+		for word := range strings.SplitSeq(list, ",") {
+			if word == "help" || word == "?" {
+				return true
+			}
+		}
+	}
+	return false
 }

@@ -230,6 +230,9 @@ func (srv *server) recordFailure(cause error) {
 // geometry is the image's zones as the device shows them.
 func geometry(h qcow2.Header, blockSize uint32) (zns.Geometry, error) {
 	z := h.Zoned
+	if short := h.Size % z.ZoneSize; short != 0 {
+		return zns.Geometry{}, fmt.Errorf("the last of its %d zones is short (%d of %d bytes), which no Linux kernel serves: zones and check work on the file", z.NrZones, short, z.ZoneSize)
+	}
 	maxAppend := z.MaxAppend &^ (blockSize - 1)
 	switch {
 	case z.MaxAppend == 0: // no limit of its own: the device's largest request

@@ -159,7 +159,7 @@ func runOnce(ctx context.Context, o Options, k Kernel, initrd string, argv []str
 	if err != nil {
 		return ExitMachine, err
 	}
-	defer func() { m.close(err == nil) }()
+	defer func() { m.close(err == nil || ctx.Err() != nil) }() // the logs are for who asks why
 
 	job, err := newJob(o, k, argv)
 	if err != nil {
