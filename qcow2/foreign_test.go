@@ -207,6 +207,33 @@ func TestAnImageThatContradictsItselfIsNotOpened(t *testing.T) {
 	}
 }
 
+// A refcount above the one reference there is harms nobody: it is a leak.
+func TestAnImageWithALeakIsOpened(t *testing.T) {
+	f := newMemFile()
+	build(t, f, small)
+	im := open(t, f, Options{})
+	off := im.zoneStart(1)
+	grow(t, im, 1, 64<<10, 64<<10)
+	h := im.Header()
+	must(t, im.Close())
+	foreignEntry(t, f, off+4096, func(e L2Entry) L2Entry {
+		poke16(t, f, int64(peek(t, f, h.RefTableOffset))+e.Offset()>>h.ClusterBits*2, 2)
+		return e &^ flagCopied
+	})
+	calls := 0
+	im = open(t, f, Options{Progress: func(done, total int64) { calls++ }})
+	if calls == 0 {
+		t.Error("no progress was reported")
+	}
+	must(t, put(im, fill(512, 9), off+4096))
+	p, err := read(im, 4096, off+4096)
+	must(t, err)
+	if !bytes.Equal(p, append(fill(512, 9), fill(4096-512, 2)...)) {
+		t.Error("other data")
+	}
+	must(t, im.Close())
+}
+
 func encoded(h *Header, zone uint32, wp uint64) []byte {
 	var b [8]byte
 	h.encodeEntry(b[:], zone, wp)

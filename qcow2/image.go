@@ -73,7 +73,7 @@ type Image struct {
 
 	token chan struct{} // guards what follows; see lock
 	ref   refcounts
-	// Zones that may have mappings, and those that this session has mapped
+	// Zones that may have mappings, and those that have since been mapped
 	// ahead of their data.
 	mapped, ahead bitmap
 	scratch       []byte
