@@ -147,6 +147,8 @@ func attachAndReturn(o *attachOptions) error {
 	cmd.Env = append(os.Environ(), backgroundEnv+"=1")
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{image, w} // imageFD, readyFD
+	// No terminal, and no pipe of the caller's: its standard files are
+	// /dev/null.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return errors.Join(err, w.Close())
@@ -157,26 +159,20 @@ func attachAndReturn(o *attachOptions) error {
 	return awaitReady(cmd, r)
 }
 
-// awaitReady reads what the server says over the pipe: log lines, then one of
-// "ready NODE" and "error MESSAGE".
+// awaitReady reads what the server says over the pipe: "ready NODE" or "error
+// MESSAGE".
 func awaitReady(cmd *exec.Cmd, r io.Reader) error {
-	br := bufio.NewReader(r)
-	for {
-		line, err := br.ReadString('\n')
-		if err != nil {
-			werr := cmd.Wait()
-			return fmt.Errorf("the server died before the device was usable (%v)", werr)
-		}
-		word, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
-		switch word {
-		case "ready":
-			fmt.Println(rest)
-			return cmd.Process.Release()
-		case "error":
-			_ = cmd.Wait() // its exit status says less than the message
-			return errors.New(strings.ReplaceAll(rest, "\x00", "\n"))
-		}
+	line, err := bufio.NewReader(r).ReadString('\n')
+	if err != nil {
+		return fmt.Errorf("the server died before the device was usable (%v)", cmd.Wait())
 	}
+	word, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+	if word == "ready" {
+		fmt.Println(rest)
+		return cmd.Process.Release()
+	}
+	_ = cmd.Wait() // its exit status says less than the message
+	return errors.New(strings.ReplaceAll(rest, "\x00", "\n"))
 }
 
 // attachInBackground is the server's side of attachAndReturn.
@@ -184,24 +180,16 @@ func attachInBackground(o *attachOptions) error {
 	syscall.CloseOnExec(imageFD)
 	syscall.CloseOnExec(readyFD)
 	image, pipe := os.NewFile(imageFD, o.image), os.NewFile(readyFD, "readiness pipe")
-	// What is left over from the terminal must not keep it, or a pipe of the
-	// caller's, open.
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer null.Close()
 	log := &lateFile{}
 	logger := newLogger(o.logLevel, log)
 	ready := false
-	err = serve(o, image, logger, func(s *state) error {
+	err := serve(o, image, logger, func(s *state) error {
 		if err := log.open(s.logPath()); err != nil {
 			return err
 		}
-		for fd := range 3 {
-			if err := syscall.Dup3(int(null.Fd()), fd, 0); err != nil {
-				return fmt.Errorf("give up file %d of the terminal: %w", fd, err)
-			}
+		// Where Go says why it panics.
+		if err := syscall.Dup3(int(log.file.Fd()), syscall.Stderr, 0); err != nil {
+			return fmt.Errorf("redirect stderr to the log: %w", err)
 		}
 		ready = true
 		_, err := fmt.Fprintln(pipe, "ready "+s.Device)

@@ -49,7 +49,7 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 	if srv.state, err = newState(o, file); err != nil {
 		return errors.Join(err, file.Close())
 	}
-	if err := clearDead(srv.state); err != nil {
+	if err := srv.clearDead(); err != nil {
 		return errors.Join(err, file.Close())
 	}
 	srv.image, err = qcow2.Open(qcow2.NewOSFile(file), qcow2.Options{
@@ -82,18 +82,21 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 	return err
 }
 
-// clearDead removes what a killed server of the same image has left. Its lock
-// is ours, so it is certain to be dead.
-func clearDead(s *state) error {
+// clearDead removes what earlier servers of the same image have left. Its lock
+// is ours, so they are certain to be dead.
+func (srv *server) clearDead() error {
 	all, err := states()
 	if err != nil {
 		return err
 	}
 	for _, old := range all {
-		if old.Dev == s.Dev && old.Ino == s.Ino && !old.alive() {
-			if err := old.settle(); err != nil {
-				return err
-			}
+		if old.Dev != srv.state.Dev || old.Ino != srv.state.Ino || old.alive() {
+			continue
+		}
+		srv.log.Warn("an earlier server of the image did not stop in order", zap.String("device", old.Device),
+			zap.Int("pid", old.PID), zap.String("failure", old.Failure))
+		if err := old.clear(); err != nil {
+			return err
 		}
 	}
 	return nil

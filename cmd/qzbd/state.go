@@ -200,14 +200,21 @@ func (s *state) settle() error {
 	if last.PID != s.PID || last.Started != s.Started {
 		return nil // it stopped in order, and the number is another device's
 	}
-	if last.Failure != "" {
-		return errors.Join(fmt.Errorf("%s (%s): %s", s.Device, s.Image, last.Failure), deleteDevice(s.ID), s.remove())
+	if err := s.clear(); err != nil {
+		return err
 	}
-	// It was killed. What the kernel keeps of the device has to go too.
-	if err := deleteDevice(s.ID); err != nil {
-		return fmt.Errorf("the server of %s died and its device cannot be removed: %w", s.Device, err)
+	if last.Failure != "" {
+		return fmt.Errorf("%s (%s): %s", s.Device, s.Image, last.Failure)
 	}
 	fmt.Fprintf(os.Stderr, "qzbd: warning: the server of %s had died: %s is mended when it is attached again\n", s.Device, s.Image)
+	return nil
+}
+
+// clear removes what the kernel and we keep of a server that is gone.
+func (s *state) clear() error {
+	if err := deleteDevice(s.ID); err != nil {
+		return fmt.Errorf("the server of %s is gone and its device cannot be removed: %w", s.Device, err)
+	}
 	return s.remove()
 }
 
