@@ -213,6 +213,9 @@ type Info struct {
 	Depth    int
 	MaxIO    int // bytes
 	Features Features
+
+	// mark tells devices apart that have had the same number: Start draws it.
+	mark uint64
 }
 
 // Path is the block device's node.
@@ -237,7 +240,7 @@ func (c *Control) Info(ctx context.Context, id int) (Info, error) {
 	return Info{
 		ID: int(d.DevID), State: State(d.State), PID: int(d.SrvPID),
 		Queues: int(d.NrHWQueues), Depth: int(d.QueueDepth), MaxIO: int(d.MaxIOBufBytes),
-		Features: Features(d.Flags),
+		Features: Features(d.Flags), mark: d.SrvFlags,
 	}, nil
 }
 
@@ -296,12 +299,21 @@ func (c *Control) TryStop(ctx context.Context, id int) error {
 // Delete removes the device id, and stops it first if it runs. It waits a few
 // seconds for its last user; after that the device goes with that user.
 func (c *Control) Delete(ctx context.Context, id int) error {
-	_, err := c.remove(ctx, id)
+	info, err := c.Info(ctx, id)
+	if err != nil {
+		return err
+	}
+	_, err = c.remove(ctx, id, info.mark)
 	return err
 }
 
-// remove is Delete and says whether the device is gone.
-func (c *Control) remove(ctx context.Context, id int) (gone bool, err error) {
+// remove deletes the device id if it still has the mark, and says whether it is
+// gone. A device that somebody else has deleted can have left its number to
+// another one, before this call or while it waits.
+func (c *Control) remove(ctx context.Context, id int, mark uint64) (gone bool, err error) {
+	if other, err := c.reused(ctx, id, mark); other || err != nil {
+		return other, err
+	}
 	bounded, cancel := context.WithTimeout(ctx, deleteWait)
 	defer cancel()
 	err = c.simple(bounded, cmdDelDev, id)
@@ -311,10 +323,19 @@ func (c *Control) remove(ctx context.Context, id int) (gone bool, err error) {
 	if bounded.Err() == nil || ctx.Err() != nil {
 		return false, failed("delete device", id, err)
 	}
+	if other, err := c.reused(ctx, id, mark); other || errors.Is(err, ErrNoDevice) {
+		return true, nil
+	}
 	if err = c.simple(ctx, cmdDelDevAsync, id); err != nil && !errors.Is(err, syscall.ENODEV) {
 		return false, failed("delete device", id, err)
 	}
 	return false, nil
+}
+
+// reused says that the number id is another device's than the marked one.
+func (c *Control) reused(ctx context.Context, id int, mark uint64) (bool, error) {
+	info, err := c.Info(ctx, id)
+	return err == nil && info.mark != mark, err
 }
 
 // simple runs a command that is only about a device.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"sync"
 	"syscall"
@@ -29,6 +30,7 @@ type Device struct {
 	log      *zap.Logger
 	ctl      *Control
 	id       int
+	mark     uint64   // of this device among those that had its number
 	features Features // negotiated
 
 	charFD  int
@@ -69,7 +71,7 @@ func Start(ctx context.Context, cfg Config, target Target) (*Device, error) {
 	}
 	d := &Device{
 		cfg: cfg, geometry: geometry, target: target, log: cfg.Logger,
-		ctl: ctl, id: cfg.ID, charFD: -1, done: make(chan struct{}),
+		ctl: ctl, id: cfg.ID, mark: rand.Uint64(), charFD: -1, done: make(chan struct{}),
 	}
 	if err := d.start(ctx, &p); err != nil {
 		ctl.Close()
@@ -127,7 +129,8 @@ func (d *Device) add(ctx context.Context) error {
 	info := devInfo{
 		NrHWQueues: uint16(d.cfg.Queues), QueueDepth: uint16(d.cfg.Depth),
 		MaxIOBufBytes: uint32(d.cfg.MaxIO), DevID: uint32(d.cfg.ID),
-		Flags: uint64(fUserCopy | fZoned | fCmdIoctlEncode),
+		Flags:    uint64(fUserCopy | fZoned | fCmdIoctlEncode),
+		SrvFlags: d.mark,
 	}
 	err := d.ctl.add(ctx, &info)
 	switch {
@@ -253,7 +256,7 @@ func (d *Device) release(ended func() error) error {
 		unix.Munmap(d.zeros)
 		d.zeros = nil
 	}
-	gone, err := d.ctl.remove(context.Background(), d.id)
+	gone, err := d.ctl.remove(context.Background(), d.id, d.mark)
 	if errors.Is(err, ErrNoDevice) {
 		return endErr // whoever stopped it has deleted it too
 	}
