@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/qzbd/qzbd/qcow2"
+	"github.com/qzbd/qzbd/tests/crashfile"
 	"github.com/qzbd/qzbd/zns"
 )
 
@@ -33,9 +34,9 @@ func TestZonesLeaveTheActiveSetBeforeOthersEnter(t *testing.T) {
 			}
 		}
 		k := 1 + rng.IntN(3)
-		h.disk.set(func(d *disk) { d.offIn = k })
+		h.disk.CutInDurableWrite(k)
 		h.begin(zns.OpFlush, 0, 0, 0, false)
-		h.disk = h.crash(func(d *disk) *disk { return d.cut(rng) })
+		h.disk = h.crash(func(d *crashfile.File) *crashfile.File { return d.Cut(rng) })
 		h.recover(false, rng)
 	}
 	if err := h.reopen(); err != nil {

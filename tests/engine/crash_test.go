@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 
 	"github.com/qzbd/qzbd/qcow2"
+	"github.com/qzbd/qzbd/tests/crashfile"
 	"github.com/qzbd/qzbd/zns"
 )
 
@@ -33,7 +34,7 @@ func (h *host) resetAll() {
 }
 
 // crash ends everything that is in flight and returns the disk that is left.
-func (h *host) crash(end func(*disk) *disk) *disk {
+func (h *host) crash(end func(*crashfile.File) *crashfile.File) *crashfile.File {
 	h.t.Helper()
 	d := end(h.disk)
 	// What is still in flight meets a dead disk.
@@ -55,21 +56,20 @@ func (h *host) recover(killed bool, rng *rand.Rand) {
 	for again := true; again; {
 		h.surveyWreck(killed)
 		if rng != nil && rng.IntN(3) == 0 {
-			h.disk.offAt = h.disk.ops + 1 + rng.IntN(25)
+			h.disk.CutIn(1 + rng.IntN(25))
 		}
 		err := h.open()
-		again = rng != nil && errors.Is(err, errCut)
+		again = rng != nil && errors.Is(err, crashfile.ErrCut)
 		switch {
 		case again:
 			h.note("--- power cut while opening")
-			h.disk = h.disk.cut(rng)
+			h.disk = h.disk.Cut(rng)
 		case err != nil:
 			h.fatalf("open: %v", err)
 		}
 	}
-	h.disk.mu.Lock()
-	h.disk.offAt, h.disk.offIn = 0, 0
-	h.disk.mu.Unlock()
+	h.disk.CutIn(0)
+	h.disk.CutInDurableWrite(0)
 	active := uint32(0)
 	for i := range h.zones {
 		zn := &h.zones[i]

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 
 	"github.com/qzbd/qzbd/qcow2"
+	"github.com/qzbd/qzbd/tests/crashfile"
 )
 
 var (
@@ -49,7 +50,7 @@ func liveAndDie(t *testing.T, seed uint64) {
 	s := cutSpecs[seed%uint64(len(cutSpecs))]
 	h := newHost(t, rng.IntN, s)
 	h.virtual = true
-	h.disk.pause = latency(rand.New(rand.NewPCG(seed, 2)))
+	h.disk.Pause(crashfile.Latency(rand.New(rand.NewPCG(seed, 2))))
 	if rng.IntN(2) == 0 {
 		h.options.CacheBytes = 1
 	}
@@ -60,14 +61,14 @@ func liveAndDie(t *testing.T, seed uint64) {
 		h.fatalf("open: %v", err)
 	}
 	t.Cleanup(func() {
-		h.disk.revive() // the power is off for whoever is left
+		h.disk.Kill() // the power is off for whoever is left
 		h.wg.Wait()
 		h.im.Abandon()
 	})
 	for range cutsPerSeed {
 		if h.powerOffWithin(1 + rng.IntN(500>>rng.IntN(6))); rng.IntN(3) == 0 {
 			k := 1 + rng.IntN(12) // where the order of things shows
-			h.disk.set(func(d *disk) { d.offIn = k })
+			h.disk.CutInDurableWrite(k)
 		}
 		for range 1 + rng.IntN(150) {
 			if h.isDead() {
@@ -79,7 +80,8 @@ func liveAndDie(t *testing.T, seed uint64) {
 			h.drain()
 			if h.powerOffWithin(1 + rng.IntN(10)); rng.IntN(3) != 0 {
 				k := 1 + rng.IntN(3) // the pointers, or the dirty bit
-				h.disk.set(func(d *disk) { d.offAt, d.offIn = 0, k })
+				h.disk.CutIn(0)
+				h.disk.CutInDurableWrite(k)
 			}
 			_ = h.im.Close()
 		}
@@ -88,10 +90,10 @@ func liveAndDie(t *testing.T, seed uint64) {
 		h.note("--- power cut (or killed: %v)", killed)
 		h.mu.Unlock()
 		if killed {
-			h.disk = h.crash((*disk).revive)
+			h.disk = h.crash((*crashfile.File).Kill)
 			h.recover(true, nil)
 		} else {
-			h.disk = h.crash(func(d *disk) *disk { return d.cut(rng) })
+			h.disk = h.crash(func(d *crashfile.File) *crashfile.File { return d.Cut(rng) })
 			h.recover(false, rng)
 		}
 		if rng.IntN(4) == 0 {
@@ -110,5 +112,5 @@ func liveAndDie(t *testing.T, seed uint64) {
 // powerOffWithin says that the power goes off in one of the next n operations.
 func (h *host) powerOffWithin(n int) {
 	k := 1 + h.pick(n)
-	h.disk.set(func(d *disk) { d.offAt = d.ops + k })
+	h.disk.CutIn(k)
 }

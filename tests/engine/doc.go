@@ -1,7 +1,7 @@
 // Package engine tests zns.Device and qcow2.Image together, without a kernel:
 // what a host is promised is a property of the two, not of either.
 //
-//   - disk_test.go: the image file, a page cache over a disk in memory that
+//   - the image file is a crashfile.File, a page cache over a disk in memory that
 //     loses power, fills up and fails.
 //   - model_test.go: what a device must contain, now and after a power cut.
 //   - host_test.go: requests in flight, each held against the model.

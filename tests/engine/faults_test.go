@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/qzbd/qzbd/qcow2"
+	"github.com/qzbd/qzbd/tests/crashfile"
 	"github.com/qzbd/qzbd/zns"
 )
 
@@ -49,7 +50,7 @@ func TestAFullFileSystemRefusesRequestsAndLosesNothing(t *testing.T) {
 	forSeeds(t, 60, func(t *testing.T, h *host, rng *rand.Rand) {
 		for range 3 {
 			more := rng.Int64N(int64(h.s.Size / 512))
-			h.disk.set(func(d *disk) { d.room = int64(len(d.cur)) + more })
+			h.disk.Fill(more)
 			for range 100 {
 				h.step()
 				if err := h.im.Failed(); err != nil {
@@ -59,7 +60,7 @@ func TestAFullFileSystemRefusesRequestsAndLosesNothing(t *testing.T) {
 			refused += h.refused
 			h.verify()
 			if rng.IntN(2) == 0 {
-				h.disk.set(func(d *disk) { d.room = 0 })
+				h.disk.Fill(-1)
 			}
 			if err := h.reopen(); err != nil {
 				h.fatalf("close and open: %v", err)
@@ -76,13 +77,13 @@ func TestAnyRefusedWriteOfDataOrLengthIsHarmless(t *testing.T) {
 	forSeeds(t, 60, func(t *testing.T, h *host, rng *rand.Rand) {
 		h.wasteful = true
 		dice := rand.New(rand.NewPCG(rng.Uint64(), 1)) // used with the disk's lock held
-		h.disk.fault = func(op string, off, n int64) error {
+		h.disk.Fault(func(op crashfile.Op) error {
 			// Metadata is written in place to what has been allocated.
-			if (op == "truncate" || op == "punch" || op == "write" && h.disk.cur[off/512] == nil) && dice.IntN(6) == 0 {
+			if (op.Kind == crashfile.Truncate || op.Kind == crashfile.Punch || op.Kind == crashfile.Write && op.Hole) && dice.IntN(6) == 0 {
 				return syscall.ENOSPC
 			}
 			return nil
-		}
+		})
 		for range 150 {
 			h.step()
 			if err := h.im.Failed(); err != nil {
@@ -90,7 +91,7 @@ func TestAnyRefusedWriteOfDataOrLengthIsHarmless(t *testing.T) {
 			}
 		}
 		h.verify()
-		h.disk.set(func(d *disk) { d.fault = nil })
+		h.disk.Fault(nil)
 		if err := h.reopen(); err != nil {
 			h.fatalf("close and open: %v", err)
 		}
@@ -102,13 +103,13 @@ func TestAFailedSyncFailsTheImageAndLosesNothingThatWasFlushed(t *testing.T) {
 	forSeeds(t, 40, func(t *testing.T, h *host, rng *rand.Rand) {
 		left := rng.IntN(120)
 		broken := errors.New("the disk is broken")
-		op := [...]string{"sync", "write durably"}[rng.IntN(2)]
-		h.disk.fault = func(o string, off, n int64) error {
-			if left--; left < 0 && o == op {
+		kind := [...]crashfile.Kind{crashfile.Sync, crashfile.WriteDurable}[rng.IntN(2)]
+		h.disk.Fault(func(op crashfile.Op) error {
+			if left--; left < 0 && op.Kind == kind {
 				return broken
 			}
 			return nil
-		}
+		})
 		for range 400 {
 			if h.im.Failed() != nil {
 				break
@@ -137,8 +138,8 @@ func TestAFailedSyncFailsTheImageAndLosesNothingThatWasFlushed(t *testing.T) {
 		if err := h.im.Close(); !errors.Is(err, qcow2.ErrFailed) {
 			t.Errorf("close of a failed image: %v", err)
 		}
-		h.disk.set(func(d *disk) { d.fault = nil })
-		h.disk = h.crash(func(d *disk) *disk { return d.cut(rng) })
+		h.disk.Fault(nil)
+		h.disk = h.crash(func(d *crashfile.File) *crashfile.File { return d.Cut(rng) })
 		h.recover(false, rng)
 		if err := h.reopen(); err != nil {
 			h.fatalf("close and open: %v", err)
@@ -154,7 +155,7 @@ func TestAFullFileSystemIsNamedAsSuch(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer h.im.Abandon()
-	h.disk.set(func(d *disk) { d.room = int64(len(d.cur)) + 8 })
+	h.disk.Fill(8)
 	f := h.begin(zns.OpWrite, 1, 0, 60, false)
 	h.drain()
 	if !errors.Is(f.r.Err, syscall.ENOSPC) {
@@ -180,16 +181,14 @@ func resetWithReadErrors(t *testing.T, reads int) {
 	defer func() { h.im.Abandon() }()
 	h.fillZones(1)
 	h.flush()
-	h.disk.set(func(d *disk) {
-		d.fault = func(op string, off, n int64) error {
-			if op != "read" {
-				return nil
-			}
-			if reads--; reads >= 0 {
-				return nil
-			}
-			return syscall.EIO
+	h.disk.Fault(func(op crashfile.Op) error {
+		if op.Kind != crashfile.Read {
+			return nil
 		}
+		if reads--; reads >= 0 {
+			return nil
+		}
+		return syscall.EIO
 	})
 	if reads == 0 { // refused: nothing has changed (I11)
 		before := h.dev.Zone(1)
@@ -200,10 +199,10 @@ func resetWithReadErrors(t *testing.T, reads int) {
 		if z := h.dev.Zone(1); z != before {
 			t.Errorf("zone %+v, before the reset %+v", z, before)
 		}
-		h.disk.set(func(d *disk) { d.fault = nil })
+		h.disk.Fault(nil)
 	} else {
 		h.begin(zns.OpReset, 1, 0, 0, false)
-		h.disk.set(func(d *disk) { d.fault = nil })
+		h.disk.Fault(nil)
 		h.report() // empty, as the image has it
 		h.begin(zns.OpWrite, 1, 0, 8, false)
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/qzbd/qzbd/qcow2"
+	"github.com/qzbd/qzbd/tests/crashfile"
 	"github.com/qzbd/qzbd/zns"
 )
 
@@ -43,7 +44,7 @@ type host struct {
 	loose    bool // requests may fail: conditions are not known beforehand
 	wasteful bool // holes may not be punched
 	options  qcow2.Options
-	disk     *disk
+	disk     *crashfile.File
 	im       *qcow2.Image
 	dev      *zns.Device
 	g        zns.Geometry
@@ -89,7 +90,7 @@ func newHost(t tb, pick func(n int) int, s spec) *host {
 	if s.ZoneCapacity == 0 {
 		s.ZoneCapacity = s.ZoneSize
 	}
-	h := &host{t: t, pick: pick, s: s, disk: newDisk(), block: int(s.block / 512), clock: 1}
+	h := &host{t: t, pick: pick, s: s, disk: crashfile.New(), block: int(s.block / 512), clock: 1}
 	if err := qcow2.Format(h.disk, s.CreateOptions); err != nil {
 		t.Fatalf("format: %v", err)
 	}
@@ -470,9 +471,7 @@ func (h *host) rejected(f *flight, err error) {
 }
 
 func (h *host) isDead() bool {
-	h.disk.mu.Lock()
-	defer h.disk.mu.Unlock()
-	return h.disk.dead
+	return h.disk.Dead()
 }
 
 // undo takes a request that has failed out of the model, and what was reserved
@@ -612,7 +611,7 @@ func (h *host) clean() {
 	table := int64(hdr.RefTableClusters)
 	meta := 1 + table + int64(hdr.L1Size) + (int64(hdr.L1Size)*8+cs-1)/cs + (int64(hdr.Zoned.MetaSize)+cs-1)/cs +
 		min(table*cs/8, 2+(h.limit()+per-1)/per)
-	if got := h.disk.allocated(); got > (rep.AllocatedClusters+meta)*cs && !h.wasteful {
+	if got := h.disk.Allocated(); got > (rep.AllocatedClusters+meta)*cs && !h.wasteful {
 		h.fatalf("after a clean close the file takes %d bytes for %d clusters and at most %d of metadata", got, rep.AllocatedClusters, meta)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/qzbd/qzbd/qcow2"
+	"github.com/qzbd/qzbd/tests/crashfile"
 	"pgregory.net/rapid"
 )
 
@@ -88,7 +89,7 @@ func (h *host) kill() {
 	h.mu.Lock()
 	h.note("killed")
 	h.mu.Unlock()
-	h.disk = h.crash(func(d *disk) *disk { return d.revive() })
+	h.disk = h.crash(func(d *crashfile.File) *crashfile.File { return d.Kill() })
 	h.recover(true, nil)
 }
 
@@ -100,17 +101,17 @@ func TestResetGivesTheSpaceBackWhileTheImageIsOpen(t *testing.T) {
 	}
 	defer h.im.Abandon()
 	h.fillZones(1)
-	empty := h.disk.allocated()
+	empty := h.disk.Allocated()
 	for z := range h.zones {
 		h.fillZones(z)
 	}
-	full := h.disk.allocated()
+	full := h.disk.Allocated()
 	h.flush()
 	h.resetAll()
 	h.flush()
 	h.flush()
 	h.flush() // punches happen after the answer of the flush before
-	if got := h.disk.allocated(); got > empty+64<<10 {
+	if got := h.disk.Allocated(); got > empty+64<<10 {
 		t.Errorf("the file takes %d bytes after everything was reset; %d when full, %d with one zone", got, full, empty)
 	}
 }
