@@ -13,15 +13,23 @@ func (im *Image) Header() Header { return *im.header() }
 // use. They lie in the header's first sector, so that they change together
 // (I7); whatever else is there stays as it was found. The token is held.
 func (im *Image) putHeader(h *Header) error {
-	var sector [sectorSize]byte
-	if err := readPadded(im.f, sector[:], 0); err != nil {
-		return im.fail(fmt.Errorf("read the header: %w", err))
-	}
-	h.patch(sector[:])
-	if err := im.f.WriteDurable(sector[:], 0); err != nil {
-		return im.fail(fmt.Errorf("write the header: %w", err)) // I8
+	if err := h.writeChanges(im.f); err != nil {
+		return im.fail(err) // I8
 	}
 	im.setHeader(h)
+	return nil
+}
+
+// writeChanges makes the header's fields that can change durable in the file.
+func (h *Header) writeChanges(f File) error {
+	var sector [sectorSize]byte
+	if err := readPadded(f, sector[:], 0); err != nil {
+		return fmt.Errorf("read the header: %w", err)
+	}
+	h.patch(sector[:])
+	if err := f.WriteDurable(sector[:], 0); err != nil {
+		return fmt.Errorf("write the header: %w", err)
+	}
 	return nil
 }
 

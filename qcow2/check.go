@@ -12,6 +12,10 @@ type CheckReport struct {
 	Corruptions int64 `json:"corruptions"`
 	Leaks       int64 `json:"leaks"` // clusters
 
+	// What a repair has found and this check no longer finds.
+	CorruptionsFixed int64 `json:"corruptions-fixed,omitempty"`
+	LeaksFixed       int64 `json:"leaks-fixed,omitempty"`
+
 	TotalClusters     int64 `json:"total-clusters"`     // of the device
 	AllocatedClusters int64 `json:"allocated-clusters"` // of the device
 	ImageEnd          int64 `json:"image-end-offset"`   // bytes
@@ -75,6 +79,14 @@ func (r *CheckReport) leak(n int64, format string, args ...any) {
 // An error means that the check could not be done, also because ReadHeader
 // refuses the image.
 func Check(f File, progress func(done, total int64)) (*CheckReport, error) {
+	c, err := check(f, progress)
+	if err != nil {
+		return nil, err
+	}
+	return &c.rep, nil
+}
+
+func check(f File, progress func(done, total int64)) (*checker, error) {
 	h, err := ReadHeader(f)
 	if err != nil {
 		return nil, err
@@ -111,7 +123,7 @@ func Check(f File, progress func(done, total int64)) (*CheckReport, error) {
 		c.findUncounted()
 	}
 	c.progress(c.total, c.total)
-	return &c.rep, nil
+	return c, nil
 }
 
 type checker struct {
@@ -120,6 +132,12 @@ type checker struct {
 	rep      CheckReport
 	progress func(done, total int64)
 	total    int64 // table entries
+
+	// What no refcount says: entries that cannot be followed, structures that
+	// overlap, pointers outside their zones.
+	contradictions int64
+	badPointers    bool
+	unflagged      bool // an entry lacks its flag because its cluster's refcount is too high
 
 	masked []uint64 // per zone: device offset from which mappings are ahead
 	refs   refMap
@@ -148,7 +166,8 @@ func (c *checker) readPointers() error {
 		c.masked[i] = start + h.ZoneLength(i)
 		wp, err := h.decodeEntry(raw[8*i:], i)
 		if err != nil {
-			c.rep.corrupt("%v", err)
+			c.contradict("%v", err)
+			c.badPointers = true
 			continue
 		}
 		if i < h.Zoned.Conventional {
@@ -177,23 +196,27 @@ func (c *checker) readTable() error {
 	return nil
 }
 
+func (c *checker) contradict(format string, args ...any) {
+	c.contradictions++
+	c.rep.corrupt(format, args...)
+}
+
 // visit counts one reference.
 func (c *checker) visit(r *ref) error {
 	if r.kind == RefL2 {
 		c.progress(r.index, c.total)
 	}
 	if r.bad != "" {
-		c.rep.corrupt("%s %s", r, r.bad)
+		c.contradict("%s %s", r, r.bad)
 		return nil
 	}
-	data := r.kind == RefData || r.kind == RefCompressed
 	for at := r.off &^ (c.h.ClusterSize() - 1); at < r.off+r.n; at += c.h.ClusterSize() {
-		shared, err := c.refs.add(at>>c.h.ClusterBits, !data)
+		shared, err := c.refs.add(at>>c.h.ClusterBits, !r.data())
 		if err != nil {
 			return err
 		}
 		if shared || r.kind == RefData && c.refs.count(at>>c.h.ClusterBits) > 1 {
-			c.rep.corrupt("%s overlaps another structure in the cluster at %#x", r, at)
+			c.contradict("%s overlaps another structure in the cluster at %#x", r, at)
 			switch r.kind {
 			case RefRefBlock:
 				c.table[r.index] = 0 // a block is not compared twice
@@ -214,7 +237,7 @@ func (c *checker) visit(r *ref) error {
 		if c.checkAhead(r); c.rep.Dirty && c.isAhead(r.guest) && r.guest < c.h.Size {
 			return nil // dropped when the image is opened
 		}
-		c.rep.corrupt("the cluster of guest offset %#x (entry at %#x) is compressed, which is not supported", r.guest, r.entryAt)
+		c.contradict("%s: the cluster of guest offset %#x (entry at %#x) is compressed, which is not supported", r.zones(), r.guest, r.entryAt)
 		if L2Entry(r.entry).Copied() {
 			c.rep.corrupt("%s has the copied flag, which a compressed cluster must not have", r)
 		}
@@ -269,6 +292,9 @@ func (c *checker) checkCopied(r *ref, copied bool) error {
 	if err != nil {
 		return err
 	}
+	if !copied && n > 1 {
+		c.unflagged = true
+	}
 	if copied != (n == 1) && n != 0 { // a refcount of 0 is found by compareBlocks
 		c.rep.corrupt("%s has the copied flag %v, but a refcount of %d", r, copied, n)
 	}
@@ -304,6 +330,17 @@ func (c *checker) refcount(cluster int64) (uint64, error) {
 
 // compareBlocks compares every refcount there is with the references counted.
 func (c *checker) compareBlocks() error {
+	return c.eachBlock(func(i int64, block []byte) error {
+		n := c.h.refBlockEntries()
+		for k := range n {
+			c.compare(i*n+k, refcountAt(block, c.h.RefcountOrder, int(k)))
+		}
+		return nil
+	})
+}
+
+// eachBlock calls fn with each refcount block that says anything or should.
+func (c *checker) eachBlock(fn func(i int64, block []byte) error) error {
 	n := c.h.refBlockEntries()
 	block := make([]byte, c.h.ClusterSize())
 	for i := range c.table {
@@ -323,8 +360,8 @@ func (c *checker) compareBlocks() error {
 		if unused && allZero(block) {
 			continue
 		}
-		for k := range n {
-			c.compare(int64(i)*n+k, refcountAt(block, c.h.RefcountOrder, int(k)))
+		if err := fn(int64(i), block); err != nil {
+			return err
 		}
 	}
 	return nil

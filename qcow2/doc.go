@@ -42,6 +42,7 @@
 //	walk.go                     everything that refers to a range of the file
 //	create.go options.go        fresh images
 //	check.go refmap.go          references against refcounts, read only
+//	repair.go                   what a check found, mended where it loses no data
 //	report.go                   what an image is, in words and JSON
 //	lock.go                     one writer per image, also among QEMU's tools
 //
@@ -53,8 +54,8 @@
 //	refcount.go                 refcounts, and the table's growth
 //	pointers.go flush.go        write pointers; the order of barriers
 //	reset.go                    reset, finish, zeros
-//	rebuild.go clusterset.go    what an open refuses; what was not closed,
-//	                            counted anew
+//	rebuild.go clusterset.go    what an open refuses; what was not closed or
+//	                            is repaired, counted anew
 //
 // Nothing here knows zone conditions, requests or devices: zones are ranges
 // with a write pointer.

@@ -34,6 +34,8 @@ type Options struct {
 	Progress func(done, total int64)
 	// OnFail is called once, before anybody is told, when the image fails (I8).
 	OnFail func(error)
+
+	repair bool // also an image that is clean: its refcounts are not believed
 }
 
 // Image is an open image. All methods but Close and Abandon may be called
@@ -114,7 +116,7 @@ func Open(f File, o Options) (*Image, error) {
 		o.CacheBytes = DefaultCacheBytes
 	}
 	im.cache.init(im, o.CacheBytes)
-	if err := im.load(h, o.Progress); err != nil {
+	if err := im.load(h, o); err != nil {
 		return nil, err
 	}
 	if !o.ReadOnly {
@@ -124,7 +126,7 @@ func Open(f File, o Options) (*Image, error) {
 }
 
 // load reads what is kept in memory, and repairs the image if it must.
-func (im *Image) load(h *Header, progress func(done, total int64)) error {
+func (im *Image) load(h *Header, o Options) error {
 	wps, err := readRawPointers(im.f, h)
 	if err != nil {
 		return err
@@ -143,16 +145,27 @@ func (im *Image) load(h *Header, progress func(done, total int64)) error {
 	if im.readOnly {
 		return im.loadL1()
 	}
-	r := &rebuilder{im: im, clean: !h.Dirty()}
-	if err := r.survey(progress); err != nil {
-		return fmt.Errorf("image is corrupt and was left as it is: %w", err)
-	}
-	if r.clean {
+	switch {
+	case h.Dirty():
+		r := &rebuilder{im: im}
+		if err := r.survey(o.Progress); err != nil {
+			return err
+		}
+		if err := r.rebuild(); err != nil {
+			return err
+		}
+	case o.repair:
+		if err := im.rebuildClean(o.Progress); err != nil {
+			return err
+		}
+	default:
+		r := &rebuilder{im: im, clean: true}
+		if err := r.survey(o.Progress); err != nil {
+			return err
+		}
 		if err := im.loadRefcounts(&r.used); err != nil {
 			return err
 		}
-	} else if err := r.rebuild(); err != nil {
-		return err
 	}
 	return im.loadL1()
 }

@@ -3,6 +3,7 @@ package qcow2
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -29,10 +30,10 @@ func (r *rebuilder) rebuild() error {
 
 type rebuilder struct {
 	im    *Image
-	clean bool       // the dirty bit is clear: there is nothing to change
+	clean bool       // the dirty bit is clear and stays so: there is nothing to change
+	keep  bool       // mappings above the write pointers stay
 	used  clusterSet // what something refers to
-	drops []Extent   // entries above the write pointers, in the file
-	fixes []fix
+	amend bool       // entries have to be dropped or lack their flag
 
 	table  run             // of the refcount table
 	blocks map[int64]int64 // refcount block: its cluster
@@ -40,69 +41,49 @@ type rebuilder struct {
 	end    int64           // clusters that the file needs
 }
 
-// fix is an entry that lacks its flag.
-type fix struct {
-	at    int64 // in the file
-	entry uint64
-}
+// errCorrupt is wrapped by the refusal of an image that contradicts itself.
+var errCorrupt = errors.New("image is corrupt and was left as it is")
 
-// survey finds out what is in use, and which entries have to be changed. It
+// survey finds out what is in use, and whether entries have to be changed. It
 // refuses references that cannot be followed, that overlap, and compressed
 // clusters: what is written through one of two references destroys the other's.
 // In a clean image that is also said of what lies above the write pointers, and
 // of the refcount structures; there it changes nothing.
 func (r *rebuilder) survey(progress func(done, total int64)) error {
 	im, h := r.im, r.im.header()
-	var done, total int64
-	total = int64(h.L1Size)
+	total := int64(h.L1Size)
 	return walk(im.f, h, r.clean, func(x *ref) error {
-		switch x.kind {
-		case RefRefTable:
-			if !r.clean {
-				return nil // its place is decided when everything else has one
-			}
-		case RefCompressed:
-			if !r.above(x.guest) {
-				return fmt.Errorf("%s: compressed clusters are not supported", r.name(x))
-			}
-		case RefL2:
-			done = x.index + 1
-			if progress != nil {
-				progress(done, total)
-			}
+		if x.kind == RefL2 && progress != nil {
+			progress(x.index+1, total)
 		}
-		if (x.kind == RefData || x.kind == RefCompressed) && r.above(x.guest) {
-			if k := len(r.drops) - 1; k >= 0 && r.drops[k].Off+r.drops[k].Len == x.entryAt {
-				r.drops[k].Len += 8
-			} else {
-				r.drops = append(r.drops, Extent{Off: x.entryAt, Len: 8})
-			}
+		switch {
+		case x.kind == RefRefTable && !r.clean:
+			return nil // its place is decided when everything else has one
+		case x.data() && r.above(x.guest):
+			r.amend = true
 			return nil
-		}
-		if x.bad != "" {
-			return fmt.Errorf("%s %s", r.name(x), x.bad)
+		case x.kind == RefCompressed:
+			return fmt.Errorf("%w: %s: compressed clusters are not supported", errCorrupt, x)
+		case x.bad != "":
+			return fmt.Errorf("%w: %s %s", errCorrupt, x, x.bad)
 		}
 		for c := x.off >> im.clusterBits; c<<im.clusterBits < x.off+x.n; c++ {
 			if r.used.has(c) {
-				return fmt.Errorf("%s lies in a cluster that something else uses, too", r.name(x))
+				return fmt.Errorf("%w: %s lies in a cluster that something else uses, too", errCorrupt, x)
 			}
 			if err := r.used.set(c); err != nil {
 				return err
 			}
 		}
-		if !r.clean && (x.kind == RefData || x.kind == RefL2) && x.entry&flagCopied == 0 {
-			r.fixes = append(r.fixes, fix{x.entryAt, x.entry | flagCopied})
-		}
+		r.amend = r.amend || r.lacksFlag(x)
 		return nil
 	})
 }
 
-// name says what a reference is, and of which zone.
-func (r *rebuilder) name(x *ref) string {
-	if x.kind == RefData || x.kind == RefCompressed {
-		return fmt.Sprintf("zone %d: %s", x.guest/r.im.zoneSize, x)
-	}
-	return x.String()
+// lacksFlag reports whether a reference lacks the flag that says that it is the
+// only one to its cluster, which all are.
+func (r *rebuilder) lacksFlag(x *ref) bool {
+	return !r.clean && (x.kind == RefData || x.kind == RefL2) && x.entry&flagCopied == 0
 }
 
 // above reports whether the guest cluster at the device offset lies wholly
@@ -110,7 +91,7 @@ func (r *rebuilder) name(x *ref) string {
 // to was never acknowledged.
 func (r *rebuilder) above(guest uint64) bool {
 	im := r.im
-	if r.clean || guest >= im.size {
+	if r.clean || r.keep || guest >= im.size {
 		return false
 	}
 	zone := uint32(guest / im.zoneSize)
@@ -251,17 +232,8 @@ func (r *rebuilder) write() error {
 		}
 		im.alloc.fileEnd.Store(r.end)
 	}
-	for _, d := range r.drops {
-		if _, err := im.f.WriteAt(make([]byte, d.Len), d.Off); err != nil {
-			return err
-		}
-	}
-	for _, x := range r.fixes {
-		var b [8]byte
-		binary.BigEndian.PutUint64(b[:], x.entry)
-		if _, err := im.f.WriteAt(b[:], x.at); err != nil {
-			return err
-		}
+	if err := r.amendEntries(); err != nil {
+		return err
 	}
 	if err := r.writeRefcounts(); err != nil {
 		return err
@@ -279,6 +251,56 @@ func (r *rebuilder) write() error {
 		}
 	}
 	return r.release()
+}
+
+// amendEntries drops the entries above the write pointers and sets the flags
+// that others lack. It finds them once more: there may be more of them than
+// should be kept in memory.
+func (r *rebuilder) amendEntries() error {
+	if !r.amend {
+		return nil
+	}
+	p := patcher{f: r.im.f}
+	err := walk(r.im.f, r.im.header(), false, func(x *ref) error {
+		switch {
+		case x.data() && r.above(x.guest):
+			return p.put(x.entryAt, 0)
+		case r.lacksFlag(x):
+			return p.put(x.entryAt, x.entry|flagCopied)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return p.flush()
+}
+
+// patcher overwrites entries of tables, neighbours with one write.
+type patcher struct {
+	f   File
+	at  int64 // in the file
+	buf []byte
+}
+
+func (p *patcher) put(at int64, entry uint64) error {
+	if at != p.at+int64(len(p.buf)) || len(p.buf) >= walkChunk {
+		if err := p.flush(); err != nil {
+			return err
+		}
+		p.at = at
+	}
+	p.buf = binary.BigEndian.AppendUint64(p.buf, entry)
+	return nil
+}
+
+func (p *patcher) flush() error {
+	if len(p.buf) == 0 {
+		return nil
+	}
+	_, err := p.f.WriteAt(p.buf, p.at)
+	p.buf = p.buf[:0]
+	return err
 }
 
 func (r *rebuilder) writeRefcounts() error {
@@ -400,7 +422,7 @@ func (im *Image) checkInUse(used *clusterSet) (err error) {
 	used.runs(func(x run) {
 		if err == nil && free.overlaps(x) {
 			c := max(x.start, free.runs[free.find(x.start)].start)
-			err = fmt.Errorf("image is corrupt and was left as it is: the refcounts call the cluster at %#x free, which is in use; run qzbd check", c<<im.clusterBits)
+			err = fmt.Errorf("image is corrupt and was left as it is: the refcounts call the cluster at %#x free, which is in use; run qzbd check -r all", c<<im.clusterBits)
 		}
 	})
 	return err

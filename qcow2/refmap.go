@@ -81,3 +81,11 @@ func (m *refMap) all() iter.Seq[int64] {
 		}
 	}
 }
+
+// end returns the cluster behind the last one that has references.
+func (m *refMap) end() (end int64) {
+	for cluster := range m.all() {
+		end = cluster + 1
+	}
+	return end
+}

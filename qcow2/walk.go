@@ -29,6 +29,7 @@ func (k RefKind) String() string {
 
 // ref is one reference to a range of the file.
 type ref struct {
+	h       *Header
 	kind    RefKind
 	off, n  int64  // the range; a compressed cluster's is not aligned
 	guest   uint64 // L2 table, data: the device offset where what it maps begins
@@ -41,17 +42,36 @@ type ref struct {
 // errSkip makes a walk leave out what is behind an L2 table.
 var errSkip = errors.New("skip this L2 table")
 
-// String names the reference: the structure, and the place of the entry.
+// String names the reference: the zone, the structure, and the place of the
+// entry.
 func (r *ref) String() string {
 	switch r.kind {
 	case RefL2, RefData, RefCompressed:
-		return fmt.Sprintf("%s %#x of guest offset %#x (entry at %#x)", r.kind, r.off, r.guest, r.entryAt)
+		return fmt.Sprintf("%s: %s %#x of guest offset %#x (entry at %#x)", r.zones(), r.kind, r.off, r.guest, r.entryAt)
 	case RefRefBlock:
 		return fmt.Sprintf("%s %d at %#x (entry at %#x)", r.kind, r.index, r.off, r.entryAt)
 	default:
 		return fmt.Sprintf("%s at %#x", r.kind, r.off)
 	}
 }
+
+// zones says which zones an entry maps.
+func (r *ref) zones() string {
+	if r.guest >= r.h.Size {
+		return "behind the device"
+	}
+	first, end := r.guest/r.h.Zoned.ZoneSize, r.guest+1
+	if r.kind == RefL2 {
+		end = min(r.guest+uint64(r.h.l2Entries())<<r.h.ClusterBits, r.h.Size)
+	}
+	if last := (end - 1) / r.h.Zoned.ZoneSize; last != first {
+		return fmt.Sprintf("zones %d to %d", first, last)
+	}
+	return fmt.Sprintf("zone %d", first)
+}
+
+// data reports whether the reference is a device cluster's.
+func (r *ref) data() bool { return r.kind == RefData || r.kind == RefCompressed }
 
 // walk calls fn with every range of the file that something refers to: what the
 // header names, then refcount blocks, L2 tables and data clusters, also where
@@ -67,7 +87,7 @@ func walk(f File, h *Header, refBlocks bool, fn func(r *ref) error) error {
 	w := &walker{f: f, h: h, end: h.roundUp(fileSize), fn: fn, l2: make([]byte, h.ClusterSize())}
 	kinds := []RefKind{RefHeader, RefRefTable, RefL1, RefZonedMeta} // as in places
 	for i, p := range h.places() {
-		if err := fn(&ref{kind: kinds[i], off: p.off, n: p.n}); err != nil {
+		if err := fn(&ref{h: h, kind: kinds[i], off: p.off, n: p.n}); err != nil {
 			return err
 		}
 	}
@@ -113,7 +133,7 @@ func (w *walker) refBlocks() error {
 	n := int64(w.h.RefTableClusters) << w.h.ClusterBits / 8
 	return w.table(w.h.RefTableOffset, n, func(i, at int64, e uint64) error {
 		r := &w.ref
-		*r = ref{kind: RefRefBlock, off: int64(e &^ (sectorSize - 1)), n: w.h.ClusterSize(), index: i, entry: e, entryAt: at}
+		*r = ref{h: w.h, kind: RefRefBlock, off: int64(e &^ (sectorSize - 1)), n: w.h.ClusterSize(), index: i, entry: e, entryAt: at}
 		r.bad = w.judge(r.off, e&(sectorSize-1))
 		return w.fn(r)
 	})
@@ -124,7 +144,7 @@ func (w *walker) l1() error {
 	return w.table(w.h.L1Offset, int64(w.h.L1Size), func(i, at int64, v uint64) error {
 		e := L1Entry(v)
 		r := &w.ref
-		*r = ref{kind: RefL2, off: e.Offset(), n: w.h.ClusterSize(), guest: uint64(i) * span, index: i, entry: v, entryAt: at}
+		*r = ref{h: w.h, kind: RefL2, off: e.Offset(), n: w.h.ClusterSize(), guest: uint64(i) * span, index: i, entry: v, entryAt: at}
 		if r.off == 0 && e.Reserved() == 0 {
 			return nil // nothing but flags
 		}
@@ -141,6 +161,12 @@ func (w *walker) l1() error {
 }
 
 func (w *walker) l2table(off int64, guest uint64) error {
+	// A file of holes can be full of tables that say nothing. Whoever acts upon
+	// what is not there has synced the file before: no file system that tells
+	// of holes is wrong about synced data.
+	if isHole(w.f, off, int64(len(w.l2))) {
+		return nil
+	}
 	if err := readPadded(w.f, w.l2, off); err != nil {
 		return fmt.Errorf("read L2 table at %#x: %w", off, err)
 	}
@@ -151,7 +177,7 @@ func (w *walker) l2table(off int64, guest uint64) error {
 		}
 		e := L2Entry(v)
 		r := &w.ref
-		*r = ref{kind: RefData, guest: guest + uint64(i)<<w.h.ClusterBits, index: i, entry: v, entryAt: off + 8*i}
+		*r = ref{h: w.h, kind: RefData, guest: guest + uint64(i)<<w.h.ClusterBits, index: i, entry: v, entryAt: off + 8*i}
 		if e.Compressed() {
 			r.kind = RefCompressed
 			r.off, r.n = e.compressedRange(w.h.ClusterBits)

@@ -12,16 +12,29 @@ import (
 
 func checkCommand() *cobra.Command {
 	var asJSON bool
+	var repair string
 	cmd := &cobra.Command{
-		Use:   "check IMAGE",
-		Short: "Check an image for leaks and corruption",
+		Use:   "check [-r leaks|all] IMAGE",
+		Short: "Check an image for leaks and corruption, and repair it",
 		Long: `Check compares the refcounts of an image with what refers to its clusters, and
-its mappings with the write pointers. It writes nothing. The exit status is 0
-if the image is clean, 2 if it is corrupt, 3 if clusters are leaked and nothing
-is worse, and 1 if the check could not be done.`,
+its mappings with the write pointers. Without -r it writes nothing. The exit
+status is 0 if the image is clean, 2 if it is corrupt, 3 if clusters are leaked
+and nothing is worse, and 1 if the check could not be done.
+
+-r leaks frees leaked clusters; -r all also mends refcounts and what follows
+from them. An image that was not closed is brought into order by both. After a
+repair the image is checked again, and that decides the exit status. Data below
+the write pointers and in conventional zones is never touched: an image whose
+mappings there contradict each other is left as it is.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			rep, err := checkImage(args[0])
+			var rep *qcow2.CheckReport
+			var err error
+			if repair == "" {
+				rep, err = checkImage(args[0])
+			} else {
+				rep, err = repairImage(args[0], repair, asJSON)
+			}
 			if err != nil {
 				return err
 			}
@@ -39,6 +52,7 @@ is worse, and 1 if the check could not be done.`,
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().StringVarP(&repair, "repair", "r", "", "repair the image: leaks, or all that can be without losing data")
 	return cmd
 }
 
@@ -58,6 +72,40 @@ func checkImage(image string) (*qcow2.CheckReport, error) {
 	return rep, nil
 }
 
+// repairImage repairs and returns what the last check says. What was found
+// before is printed, unless only JSON is wanted.
+func repairImage(image, how string, quiet bool) (*qcow2.CheckReport, error) {
+	mode, err := qcow2.ParseRepairMode(how)
+	if err != nil {
+		return nil, fmt.Errorf("-r %s: %w", how, err)
+	}
+	f, err := openImage(image)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	before, after, err := qcow2.Repair(qcow2.NewOSFile(f), mode, nil)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", image, err)
+	}
+	if before != after && !quiet {
+		printMessages(before)
+		printFixed(after)
+	}
+	return after, nil
+}
+
+// printFixed says what was repaired, as qemu-img does.
+func printFixed(rep *qcow2.CheckReport) {
+	if rep.LeaksFixed+rep.CorruptionsFixed == 0 {
+		fmt.Println("The image was repaired.")
+	} else {
+		fmt.Printf("The following inconsistencies were found and repaired:\n\n    %d leaked clusters\n    %d corruptions\n\n",
+			rep.LeaksFixed, rep.CorruptionsFixed)
+	}
+	fmt.Println("Double checking the fixed image now...")
+}
+
 // explainInUse says which of our devices has the image.
 func explainInUse(err error, image string) error {
 	if s, _ := findState(image); s != nil && s.alive() {
@@ -66,13 +114,17 @@ func explainInUse(err error, image string) error {
 	return err
 }
 
-func printCheck(rep *qcow2.CheckReport) {
+func printMessages(rep *qcow2.CheckReport) {
 	for _, m := range rep.Messages {
 		fmt.Println(m)
 	}
 	if rep.Omitted > 0 {
 		fmt.Printf("… and %d more\n", rep.Omitted)
 	}
+}
+
+func printCheck(rep *qcow2.CheckReport) {
+	printMessages(rep)
 	switch {
 	case rep.Corruptions > 0:
 		fmt.Printf("Errors were found on the image: corruptions %d, leaked clusters %d.\n", rep.Corruptions, rep.Leaks)
