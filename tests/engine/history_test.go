@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 
 	"github.com/qzbd/qzbd/qcow2"
+	"github.com/qzbd/qzbd/tests/crashfile"
 	"github.com/qzbd/qzbd/zns"
 )
 
@@ -58,7 +59,7 @@ func TestEveryHistoryHasAnExplanationInAnImage(t *testing.T) {
 			MaxOpen: uint64(g.MaxOpen), MaxActive: uint64(g.MaxActive), MaxAppend: g.MaxAppend,
 		}}
 		x := newHost(t, rng.IntN, s)
-		x.disk.pause = latency(rand.New(rand.NewPCG(seed, 2)))
+		x.disk.Pause(crashfile.Latency(rand.New(rand.NewPCG(seed, 2))))
 		if err := x.open(); err != nil {
 			t.Fatal(err)
 		}
@@ -72,7 +73,7 @@ func TestEveryHistoryHasAnExplanationInAnImage(t *testing.T) {
 				t.Fatalf("after a clean close: %+v, %v", rep, err)
 			}
 		} else { // a flush was the last thing that happened
-			x.disk = x.disk.cut(rng)
+			x.disk = x.disk.Cut(rng)
 			x.im.Abandon()
 		}
 		if err := x.open(); err != nil {
