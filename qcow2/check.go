@@ -77,7 +77,7 @@ func (r *CheckReport) leak(n int64, format string, args ...any) {
 // it is told how many table entries of how many have been looked at.
 //
 // An error means that the check could not be done, also because ReadHeader
-// refuses the image.
+// refuses the image or it needs what is not built.
 func Check(f File, progress func(done, total int64)) (*CheckReport, error) {
 	c, err := check(f, progress)
 	if err != nil {
@@ -87,8 +87,11 @@ func Check(f File, progress func(done, total int64)) (*CheckReport, error) {
 }
 
 func check(f File, progress func(done, total int64)) (*checker, error) {
-	h, err := ReadHeader(f)
+	h, meta, err := readHeader(f)
 	if err != nil {
+		return nil, err
+	}
+	if err := h.Built(); err != nil {
 		return nil, err
 	}
 	size, err := f.Size()
@@ -105,9 +108,7 @@ func check(f File, progress func(done, total int64)) (*checker, error) {
 	if c.rep.Dirty {
 		c.rep.say("note: the image was not closed; its refcounts are counted anew when it is next opened for writing, and were not checked")
 	}
-	if err := c.readPointers(); err != nil {
-		return nil, err
-	}
+	c.judgePointers(meta)
 	if err := c.readTable(); err != nil {
 		return nil, err
 	}
@@ -150,21 +151,17 @@ type checker struct {
 	}
 }
 
-// readPointers reads zonedmeta entry by entry: one that is damaged must not
+// judgePointers decodes zonedmeta entry by entry: one that is damaged must not
 // hide the others.
-func (c *checker) readPointers() error {
+func (c *checker) judgePointers(meta []byte) {
 	h := c.h
-	raw := make([]byte, h.Zoned.MetaSize)
-	if err := readPadded(c.f, raw, h.Zoned.MetaOffset); err != nil {
-		return fmt.Errorf("read zonedmeta: %w", err)
-	}
 	cs := uint64(h.ClusterSize())
 	partly := uint32(0)
 	c.masked = make([]uint64, h.Zoned.NrZones)
 	for i := range h.Zoned.NrZones {
 		start := h.ZoneStart(i)
 		c.masked[i] = start + h.ZoneLength(i)
-		wp, err := h.decodeEntry(raw[8*i:], i)
+		wp, err := h.decodeEntry(meta[8*i:], i)
 		if err != nil {
 			c.contradict("%v", err)
 			c.badPointers = true
@@ -181,7 +178,6 @@ func (c *checker) readPointers() error {
 	if limit := h.Zoned.MaxActive; limit != 0 && partly > limit {
 		c.rep.say("note: %d zones are neither empty nor full, max_active_zones is %d: no more zones can be written until some are full or reset", partly, limit)
 	}
-	return nil
 }
 
 func (c *checker) readTable() error {

@@ -76,7 +76,7 @@ func TestCheckFindsEachKindOfDamage(t *testing.T) {
 			"leak: 1 data clusters from guest offset 0x4000000 on are above the write pointer of zone 1"},
 		{"a preallocated cluster of zeros", []patch{{shortEntry, uint64(flagCopied | shortData | flagZero)}}, 0, 0, 0, ""},
 		{"a zone's pointer outside", []patch{{sampleMeta, little(1 << 30)}}, 1, 0, 2,
-			"corruption: zonedmeta of zone 0 is 0x40000000: the write pointer must be 0x0 to 0x4000000"},
+			"corruption: zonedmeta of zone 0 is 0x40000000 (little-endian): the write pointer must be 0x0 to 0x4000000"},
 
 		// Above a write pointer a mapping is masked: no damage in a clean image.
 		{"a mapping above the pointer", []patch{{sampleMeta + 8, little(64 << 20)}}, 0, 0, 0, ""},
@@ -231,7 +231,7 @@ func TestCompressedClustersAreCountedAsQEMUCountsThem(t *testing.T) {
 	if err := f.Truncate(at + 0x10000); err != nil {
 		t.Fatal(err)
 	}
-	z := Zoned{ZoneSize: 16 << 20, ZoneCapacity: 16 << 20, NrZones: 4, MetaSize: 32, MetaOffset: at}
+	z := Zoned{Layout: LayoutV9, ZoneSize: 16 << 20, ZoneCapacity: 16 << 20, NrZones: 4, MetaSize: 32, MetaOffset: at}
 	image := make(bytesFile, at+0x10000)
 	if _, err := f.ReadAt(image, 0); err != nil {
 		t.Fatal(err)
@@ -262,7 +262,7 @@ func TestInfoOfTheSamples(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if in.Allocated != 64<<10 || in.Zoned.Empty != 1 || in.Zoned.Partly != 1 || in.Zoned.Full != 0 || in.Zoned.LastZoneSize != 36<<20 || in.Damaged != 0 {
+	if *in.Allocated != 64<<10 || in.Zoned.Empty != 1 || in.Zoned.Partly != 1 || in.Zoned.Full != 0 || in.Zoned.LastZoneSize != 36<<20 || in.Damaged != 0 {
 		t.Errorf("%+v", in)
 	}
 	b, err := json.Marshal(in)

@@ -162,6 +162,7 @@ func planImage(o CreateOptions) (*imagePlan, error) {
 	zones := (o.Size-1)/o.ZoneSize + 1
 	h.Zoned = Zoned{
 		Layout:       LayoutV9,
+		Form:         LittleEndian59,
 		ZoneSize:     o.ZoneSize,
 		ZoneCapacity: o.ZoneCapacity,
 		Conventional: uint32(o.Conventional),

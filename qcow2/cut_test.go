@@ -244,6 +244,9 @@ func (w *world) reopen() error {
 	if err := w.open(); err != nil {
 		return err
 	}
+	if form := w.im.Header().Zoned.Form; w.s.form != 0 && form != w.s.form {
+		w.fatalf("after recovery: entries are read in form %d", form)
+	}
 	if err := checkSound(w.f); errors.Is(err, errCut) {
 		return err
 	} else if err != nil {
@@ -371,10 +374,10 @@ func runCuts(t *testing.T, s spec, seed uint64) {
 func TestCutsLoseNothingThatWasFlushed(t *testing.T) {
 	for _, s := range []spec{
 		{clusterBits: 9, refOrder: 4, size: 512 << 10, zoneSize: 64 << 10, conventional: 1},
-		{clusterBits: 9, refOrder: 6, size: 600 << 10, zoneSize: 64 << 10, capacity: 40<<10 + 512, conventional: 2, maxActive: 3},
-		{clusterBits: 9, refOrder: 5, size: 2 << 20, zoneSize: 128 << 10, conventional: 12},
+		{clusterBits: 9, refOrder: 6, size: 600 << 10, zoneSize: 64 << 10, capacity: 40<<10 + 512, conventional: 2, maxActive: 3, layout: Layout2026b},
+		{clusterBits: 9, refOrder: 5, size: 2 << 20, zoneSize: 128 << 10, conventional: 12, layout: LayoutV7, form: BigEndian59},
 		{clusterBits: 12, refOrder: 4, size: 512 << 10, zoneSize: 64 << 10, capacity: 50<<10 + 512, conventional: 1},
-		{clusterBits: 12, refOrder: 1, size: 2 << 20, zoneSize: 128 << 10, conventional: 1, maxActive: 4},
+		{clusterBits: 12, refOrder: 1, size: 2 << 20, zoneSize: 128 << 10, maxActive: 4, layout: Layout2026a, form: LittleEndian59},
 		{clusterBits: 16, refOrder: 4, size: 1 << 20, zoneSize: 128 << 10, conventional: 1},
 	} {
 		t.Run(fmt.Sprintf("%+v", s), func(t *testing.T) {

@@ -38,7 +38,8 @@
 //	file.go                     the file: page cache over a disk, and Sync
 //	format.go limits.go         the format's constants; our own limits
 //	header.go ext.go validate.go  reading and writing headers; every rule
-//	zonedmeta.go                the words of zonedmeta
+//	layout.go                   the zoned extension's layouts, the forms of a word
+//	zonedmeta.go                the words of zonedmeta, and in which form they are
 //	walk.go                     everything that refers to a range of the file
 //	create.go options.go        fresh images
 //	check.go refmap.go          references against refcounts, read only

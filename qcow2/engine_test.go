@@ -404,10 +404,7 @@ func TestFinishIsStoredAsFinish(t *testing.T) {
 		}
 	}
 	must(t, im.Close())
-	h, err := ReadHeader(f)
-	must(t, err)
-	raw, err := readRawPointers(f, h)
-	must(t, err)
+	h, raw := stored(t, f)
 	if raw[1] != h.ZoneStart(1)+s.capacity || raw[2] != h.ZoneStart(3) || raw[3] != h.ZoneStart(4) {
 		t.Errorf("stored %#x", raw[:4])
 	}
@@ -419,8 +416,7 @@ func TestFinishIsStoredAsFinish(t *testing.T) {
 	}
 	grow(t, im, 4, 512, 512) // a neighbour of theirs in the sector
 	must(t, im.Close())
-	raw, err = readRawPointers(f, h)
-	must(t, err)
+	_, raw = stored(t, f)
 	if raw[2] != h.ZoneStart(3) {
 		t.Errorf("a neighbour's round changed the finished zone's entry to %#x", raw[2])
 	}

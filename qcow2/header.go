@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 )
 
 // Header is the decoded header of an image: what the fixed part says, the
@@ -25,6 +26,10 @@ type Header struct {
 	HeaderLength      uint32
 	Zoned             Zoned
 	UnknownExtensions []Extension // kept as found
+
+	// NotBuilt names what the image needs and this program does not have. The
+	// header and zonedmeta of such an image can be read, nothing else.
+	NotBuilt []string
 }
 
 // Extension is a header extension as it stands in the file.
@@ -40,7 +45,12 @@ func (h *Header) ClusterSize() int64 { return 1 << h.ClusterBits }
 func (h *Header) Dirty() bool { return h.Incompatible&incompatDirty != 0 }
 
 // l2Entries is the number of entries in an L2 table.
-func (h *Header) l2Entries() int64 { return h.ClusterSize() / 8 }
+func (h *Header) l2Entries() int64 {
+	if h.Incompatible&incompatExtL2 != 0 {
+		return h.ClusterSize() / 16
+	}
+	return h.ClusterSize() / 8
+}
 
 // refBlockEntries is the number of refcounts in a refcount block.
 func (h *Header) refBlockEntries() int64 { return h.ClusterSize() * 8 >> h.RefcountOrder }
@@ -51,6 +61,7 @@ func (h *Header) roundUp(n int64) int64 { return (n + h.ClusterSize() - 1) &^ (h
 // Zoned is the zoned extension with the form its zonedmeta is kept in.
 type Zoned struct {
 	Layout       Layout
+	Form         EntryForm
 	ZoneSize     uint64
 	ZoneCapacity uint64
 	Conventional uint32
@@ -78,36 +89,55 @@ func (h *Header) ZoneCapacity(i uint32) uint64 {
 	return min(h.Zoned.ZoneCapacity, h.ZoneLength(i))
 }
 
-// Layout names a form of the zoned extension and of the zonedmeta entries.
-// Only v9 is built.
-type Layout uint8
-
-// LayoutV9 is the 56-byte payload with little-endian entries whose
-// conventional flag is bit 59; it is what create writes.
-const LayoutV9 Layout = 1
-
-func (l Layout) String() string {
-	if l == LayoutV9 {
-		return "v9"
-	}
-	return fmt.Sprintf("layout(%d)", uint8(l))
-}
-
-// MarshalText makes a layout its name in JSON.
-func (l Layout) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
-
 // ErrNotZoned is wrapped by ReadHeader's error for a sound qcow2 image without
 // the zoned extension.
 var ErrNotZoned = errors.New("not a zoned image")
 
 // ReadHeader decodes and validates the header of an image, its extensions and
-// the places of all tables that the header names. An error says which field
-// has which value and what it should be; an image that needs something that is
-// not built is refused by the name of that. Nothing is written.
+// the places of all tables that the header names, and finds out how zonedmeta is
+// stored; what its entries say is for ReadPointers and Check to judge. An error
+// says which field has which value and what it should be. Nothing is written.
+//
+// An image that needs what is not built is no error: see Header.Built.
 //
 // Limits that are no limits, because no more zones than that are sequential,
 // are reported as 0.
 func ReadHeader(f File) (*Header, error) {
+	h, _, err := readHeader(f)
+	return h, err
+}
+
+// readHeader is ReadHeader, and returns zonedmeta as it is stored. It reads in
+// two passes: where zonedmeta is and what it must hold is known first, and then
+// it says how it holds it.
+func readHeader(f File) (*Header, []byte, error) {
+	h, err := readFields(f)
+	if err != nil {
+		return nil, nil, err
+	}
+	meta := make([]byte, h.Zoned.MetaSize) // at most 8 * MaxZones
+	if err := readPadded(f, meta, h.Zoned.MetaOffset); err != nil {
+		return nil, nil, fmt.Errorf("read zonedmeta: %w", err)
+	}
+	h.detectForm(meta)
+	return h, meta, nil
+}
+
+// Built returns an error that names what the image needs and this program does
+// not have, nil if that is nothing.
+func (h *Header) Built() error {
+	switch len(h.NotBuilt) {
+	case 0:
+		return nil
+	case 1:
+		return fmt.Errorf("the image uses %s, which is not built", h.NotBuilt[0])
+	default:
+		return fmt.Errorf("the image uses %s, which are not built", strings.Join(h.NotBuilt, ", "))
+	}
+}
+
+// readFields reads and validates everything but what zonedmeta holds.
+func readFields(f File) (*Header, error) {
 	size, err := f.Size()
 	if err != nil {
 		return nil, err

@@ -96,9 +96,17 @@ func Open(f File, o Options) (*Image, error) {
 			return nil, fmt.Errorf("open image: %w", err)
 		}
 	}
-	h, err := ReadHeader(f)
+	h, meta, err := readHeader(f)
 	if err != nil {
 		return nil, err
+	}
+	if err := h.Built(); err != nil {
+		return nil, err
+	}
+	if !o.ReadOnly {
+		if err := h.checkForm(); err != nil {
+			return nil, err
+		}
 	}
 	im := &Image{
 		f: f, readOnly: o.ReadOnly, onFail: o.OnFail,
@@ -116,7 +124,7 @@ func Open(f File, o Options) (*Image, error) {
 		o.CacheBytes = DefaultCacheBytes
 	}
 	im.cache.init(im, o.CacheBytes)
-	if err := im.load(h, o); err != nil {
+	if err := im.load(h, meta, o); err != nil {
 		return nil, err
 	}
 	if !o.ReadOnly {
@@ -126,8 +134,8 @@ func Open(f File, o Options) (*Image, error) {
 }
 
 // load reads what is kept in memory, and repairs the image if it must.
-func (im *Image) load(h *Header, o Options) error {
-	wps, err := readRawPointers(im.f, h)
+func (im *Image) load(h *Header, meta []byte, o Options) error {
+	wps, err := decodePointers(h, meta, h.storedPointer)
 	if err != nil {
 		return err
 	}
@@ -216,23 +224,6 @@ func (im *Image) fullLength(h *Header) int64 {
 	}
 	n += n>>bits.TrailingZeros64(uint64(h.refBlockEntries())) + 2
 	return n + n/16 + 256
-}
-
-// readRawPointers returns the write pointers as zonedmeta stores them, without
-// the flags.
-func readRawPointers(f File, h *Header) ([]uint64, error) {
-	raw := make([]byte, h.Zoned.MetaSize) // at most 8 * MaxZones
-	if err := readPadded(f, raw, h.Zoned.MetaOffset); err != nil {
-		return nil, fmt.Errorf("read zonedmeta: %w", err)
-	}
-	wps := make([]uint64, h.Zoned.NrZones)
-	for i := range wps {
-		if _, err := h.decodeEntry(raw[8*i:], uint32(i)); err != nil {
-			return nil, err
-		}
-		wps[i], _ = h.Zoned.form().decode(raw[8*i:])
-	}
-	return wps, nil
 }
 
 func (im *Image) setHeader(h *Header) {

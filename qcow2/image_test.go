@@ -17,6 +17,8 @@ type spec struct {
 	capacity     uint64 // 0: zoneSize
 	conventional uint32
 	maxActive    uint32
+	layout       Layout    // 0: v9
+	form         EntryForm // 0: the layout's usual one
 }
 
 // build writes an empty image in the simplest way there is.
@@ -24,6 +26,12 @@ func build(t testing.TB, f File, s spec) {
 	t.Helper()
 	if s.capacity == 0 {
 		s.capacity = s.zoneSize
+	}
+	if s.layout == 0 {
+		s.layout = LayoutV9
+	}
+	if s.form == 0 {
+		s.form = layouts[s.layout].usual
 	}
 	cs := int64(1) << s.clusterBits
 	nr := uint32((s.size + s.zoneSize - 1) / s.zoneSize)
@@ -35,7 +43,7 @@ func build(t testing.TB, f File, s spec) {
 		Incompatible: incompatZoned,
 		L1Size:       uint32(l1),
 		Zoned: Zoned{
-			Layout: LayoutV9, ZoneSize: s.zoneSize, ZoneCapacity: s.capacity, NrZones: nr,
+			Layout: s.layout, Form: s.form, ZoneSize: s.zoneSize, ZoneCapacity: s.capacity, NrZones: nr,
 			Conventional: s.conventional, MaxActive: s.maxActive, MetaSize: 8 * uint64(nr),
 		},
 	}
@@ -131,6 +139,16 @@ func read(im *Image, n int, off uint64) ([]byte, error) {
 		return nil, errors.New("a read was not mapped completely")
 	}
 	return p, nil
+}
+
+// stored returns the write pointers as they are in the file, without flags.
+func stored(t testing.TB, f File) (*Header, []uint64) {
+	t.Helper()
+	h, meta, err := readHeader(f)
+	must(t, err)
+	wps, err := decodePointers(h, meta, h.storedPointer)
+	must(t, err)
+	return h, wps
 }
 
 func must(t testing.TB, err error) {

@@ -15,11 +15,13 @@ type Info struct {
 	FileSize     int64  `json:"file-size"`
 	DiskSize     int64  `json:"actual-size"` // 0 where it is not known
 	ClusterSize  int64  `json:"cluster-size"`
-	Allocated    int64  `json:"allocated-size"` // device clusters that have one in the file
+	Allocated    *int64 `json:"allocated-size,omitempty"` // device clusters that have one in the file; nil if something is not built
 	Damaged      int64  `json:"damaged-entries,omitempty"`
 	RefcountBits int    `json:"refcount-bits"`
 	Lazy         bool   `json:"lazy-refcounts"`
 	Dirty        bool   `json:"dirty-flag"`
+	// NotBuilt names what keeps this program from checking and attaching it.
+	NotBuilt []string `json:"not-built,omitempty"`
 
 	Zoned InfoZoned `json:"zoned"`
 }
@@ -28,6 +30,8 @@ type Info struct {
 type InfoZoned struct {
 	Model        string `json:"model"`
 	Layout       Layout `json:"layout"`
+	ByteOrder    string `json:"byte-order"`                      // of zonedmeta
+	FlagBit      uint   `json:"conventional-flag-bit,omitempty"` // in zonedmeta; not there without conventional zones
 	ZoneSize     uint64 `json:"zone-size"`
 	ZoneCapacity uint64 `json:"zone-capacity"`
 	Zones        uint32 `json:"zones"`
@@ -44,8 +48,8 @@ type InfoZoned struct {
 	Full   uint32 `json:"full-zones"`
 }
 
-// ReadInfo describes an image. It reads the header, zonedmeta and all mapping
-// tables, and writes nothing.
+// ReadInfo describes an image. It reads the header, zonedmeta and, unless it
+// needs what is not built, all mapping tables, and writes nothing.
 func ReadInfo(f File) (*Info, error) {
 	h, wps, err := ReadPointers(f)
 	if err != nil {
@@ -54,13 +58,16 @@ func ReadInfo(f File) (*Info, error) {
 	z := &h.Zoned
 	in := &Info{
 		Format: "qcow2", VirtualSize: h.Size, ClusterSize: h.ClusterSize(), RefcountBits: 1 << h.RefcountOrder,
-		Lazy: h.Compatible&compatLazyRefcounts != 0, Dirty: h.Dirty(),
+		Lazy: h.Compatible&compatLazyRefcounts != 0, Dirty: h.Dirty(), NotBuilt: h.NotBuilt,
 		Zoned: InfoZoned{
-			Model: "host-managed", Layout: z.Layout, ZoneSize: z.ZoneSize, ZoneCapacity: z.ZoneCapacity,
+			Model: "host-managed", Layout: z.Layout, ByteOrder: z.Form.ByteOrder(), ZoneSize: z.ZoneSize, ZoneCapacity: z.ZoneCapacity,
 			Zones: z.NrZones, LastZoneSize: h.ZoneLength(z.NrZones - 1), Conventional: z.Conventional,
 			MaxOpen: z.MaxOpen, MaxActive: z.MaxActive, MaxAppend: z.MaxAppend,
 			MetaOffset: z.MetaOffset, MetaSize: z.MetaSize,
 		},
+	}
+	if z.Conventional != 0 {
+		in.Zoned.FlagBit = z.Form.FlagBit()
 	}
 	for i := z.Conventional; i < z.NrZones; i++ {
 		switch start := h.ZoneStart(i); {
@@ -78,6 +85,10 @@ func ReadInfo(f File) (*Info, error) {
 	if in.DiskSize, err = diskSize(f); err != nil {
 		return nil, err
 	}
+	if h.Built() != nil {
+		return in, nil
+	}
+	in.Allocated = new(int64)
 	seen := make(tableSet)
 	err = walk(f, h, false, func(r *ref) error {
 		switch {
@@ -87,7 +98,7 @@ func ReadInfo(f File) (*Info, error) {
 			in.Damaged++
 			return errSkip
 		case r.kind == RefData, r.kind == RefCompressed:
-			in.Allocated += h.ClusterSize()
+			*in.Allocated += h.ClusterSize()
 		}
 		return nil
 	})
@@ -137,7 +148,9 @@ func (in *Info) String() string {
 	line("virtual size", "%s", sizeText(in.VirtualSize))
 	line("file size", "%s", sizeText(uint64(in.FileSize)))
 	line("disk size", "%s", sizeText(uint64(in.DiskSize)))
-	line("allocated", "%s", sizeText(uint64(in.Allocated)))
+	if in.Allocated != nil {
+		line("allocated", "%s", sizeText(uint64(*in.Allocated)))
+	}
 	line("cluster size", "%s", sizeText(uint64(in.ClusterSize)))
 	line("refcount bits", "%d", in.RefcountBits)
 	line("lazy refcounts", "%v", in.Lazy)
@@ -158,7 +171,14 @@ func (in *Info) String() string {
 	} else {
 		line("max append", "%s", sizeText(uint64(z.MaxAppend)))
 	}
-	line("zonedmeta", "%d bytes at %#x", z.MetaSize, z.MetaOffset)
+	entries := z.ByteOrder
+	if z.FlagBit != 0 {
+		entries += fmt.Sprintf(", conventional flag bit %d", z.FlagBit)
+	}
+	line("zonedmeta", "%d bytes at %#x, %s", z.MetaSize, z.MetaOffset, entries)
+	for _, what := range in.NotBuilt {
+		line("not built", "%s: zones can be shown, but neither check nor attach", what)
+	}
 	return b.String()
 }
 

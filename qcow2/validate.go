@@ -23,13 +23,8 @@ func (h *Header) checkFrame() error {
 	return nil
 }
 
-// notBuilt are the features of qcow2 that we know and do not have.
-func notBuilt(what string) error {
-	return fmt.Errorf("the image uses %s, which is not built", what)
-}
-
-// checkFeatures refuses what is not zoned, what is unknown and what is not
-// built, by name. fixed is the fixed header.
+// checkFeatures refuses what is not zoned and what is unknown, and notes what
+// is known and not built, by name. fixed is the fixed header.
 func (h *Header) checkFeatures(fixed []byte, x extensions) error {
 	bit, ext := h.Incompatible&incompatZoned != 0, x.types[extZoned]
 	switch {
@@ -58,22 +53,24 @@ func (h *Header) checkFeatures(fixed []byte, x extensions) error {
 	switch {
 	case h.Incompatible&incompatCorrupt != 0:
 		return fmt.Errorf("the corrupt bit (incompatible feature bit 1) is set: some program found the image damaged; repair a copy with the program that set it")
-	case h.Incompatible&incompatDataFile != 0:
-		return notBuilt("an external data file (incompatible feature bit 2)")
-	case h.Incompatible&incompatExtL2 != 0:
-		return notBuilt("extended L2 entries (incompatible feature bit 4)")
-	case h.Incompatible&incompatCompression != 0:
-		return notBuilt(fmt.Sprintf("compression type %d (incompatible feature bit 3)", compression))
-	case compression != 0:
+	case compression != 0 && h.Incompatible&incompatCompression == 0:
 		return fmt.Errorf("compression_type is %d: without incompatible feature bit 3 it must be 0", compression)
-	case be(offBackingOffset, 8) != 0 || x.types[extBackingFmt] && be(offBackingLength, 4) != 0:
-		return notBuilt("a backing file")
-	case crypt != 0 || x.types[extCrypto]:
-		return notBuilt(fmt.Sprintf("encryption (crypt_method %d)", crypt))
-	case be(offNbSnapshots, 4) != 0:
-		return notBuilt(fmt.Sprintf("internal snapshots (nb_snapshots is %d)", be(offNbSnapshots, 4)))
-	case h.Autoclear&autoclearBitmaps != 0 && x.types[extBitmaps]:
-		return notBuilt("persistent bitmaps")
+	}
+	for _, x := range [...]struct {
+		used bool
+		what string
+	}{
+		{h.Incompatible&incompatDataFile != 0, "an external data file (incompatible feature bit 2)"},
+		{h.Incompatible&incompatExtL2 != 0, "extended L2 entries (incompatible feature bit 4)"},
+		{h.Incompatible&incompatCompression != 0, fmt.Sprintf("compression type %d (incompatible feature bit 3)", compression)},
+		{be(offBackingOffset, 8) != 0 || x.types[extBackingFmt] && be(offBackingLength, 4) != 0, "a backing file"},
+		{crypt != 0 || x.types[extCrypto], fmt.Sprintf("encryption (crypt_method %d)", crypt)},
+		{be(offNbSnapshots, 4) != 0, fmt.Sprintf("internal snapshots (nb_snapshots is %d)", be(offNbSnapshots, 4))},
+		{h.Autoclear&autoclearBitmaps != 0 && x.types[extBitmaps], "persistent bitmaps"},
+	} {
+		if x.used {
+			h.NotBuilt = append(h.NotBuilt, x.what)
+		}
 	}
 	return nil
 }
@@ -87,7 +84,7 @@ func (h *Header) checkTables(fileSize int64) error {
 	if h.RefcountOrder > maxRefcountOrder {
 		return fmt.Errorf("refcount_order is %d: it must be at most %d", h.RefcountOrder, maxRefcountOrder)
 	}
-	need := l1EntriesFor(h.Size, h.ClusterBits)
+	need := (h.Size-1)>>h.ClusterBits/uint64(h.l2Entries()) + 1
 	if need > maxL1Bytes/8 {
 		return fmt.Errorf("size is %d: with clusters of %d bytes its L1 table would exceed %d bytes", h.Size, h.ClusterSize(), maxL1Bytes)
 	}
@@ -131,8 +128,8 @@ func (h *Header) zoneCount(zoneSize uint64) uint64 {
 }
 
 // maxZoneEnd is the end of the last zone, rounded up to a whole one, that a
-// zonedmeta entry can hold below its conventional flag.
-const maxZoneEnd = v9Conventional - 1
+// zonedmeta entry can hold below the lowest conventional flag.
+const maxZoneEnd = 1<<59 - 1
 
 // checkZoned checks the zoned extension against the virtual size.
 func (h *Header) checkZoned() error {
