@@ -355,7 +355,7 @@ func (o CreateOptions) warnings() []string {
 		w = append(w, fmt.Sprintf("the image has %d zones: with more than %d it cannot be attached", zones, attachableZones))
 	}
 	if rest := o.Size % o.ZoneSize; rest != 0 {
-		w = append(w, fmt.Sprintf("the last zone is only %d of %d bytes long: with a short last zone the image cannot be attached", rest, o.ZoneSize))
+		w = append(w, fmt.Sprintf("the last zone is only %d of %d bytes long: such an image can be attached only without that zone, with --drop-short-zone", rest, o.ZoneSize))
 	}
 	if o.ZoneSize < attachableZoneMin {
 		w = append(w, fmt.Sprintf("zones are %d bytes long: with zones of less than 4K the image cannot be attached", o.ZoneSize))

@@ -46,7 +46,7 @@ func deviceParams(c Config, g zns.Geometry) (params, error) {
 	if err := c.check(); err != nil {
 		return params{}, err
 	}
-	if err := checkGeometry(g); err != nil {
+	if err := CheckGeometry(g); err != nil {
 		return params{}, err
 	}
 	if need := (int(g.NrZones)*blkZoneSize + minTransfer - 1) &^ (minTransfer - 1); need > c.MaxIO {
@@ -100,8 +100,9 @@ func zoneLimits(g zns.Geometry) (open, active uint32) {
 	return open, active
 }
 
-// checkGeometry validates what the kernel demands of a zoned device as a whole.
-func checkGeometry(g zns.Geometry) error {
+// CheckGeometry validates what the kernel demands of a zoned device as a whole,
+// as Start does, too.
+func CheckGeometry(g zns.Geometry) error {
 	switch {
 	case g.BlockSize != 512 && g.BlockSize != 4096:
 		return fmt.Errorf("ublk: a block size of %d is impossible: use 512 or 4096", g.BlockSize)

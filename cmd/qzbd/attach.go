@@ -28,7 +28,9 @@ type attachOptions struct {
 	depth      int
 	blockSize  int
 	foreground bool
-	logLevel   string
+	// dropShortZone: a short last zone is left out.
+	dropShortZone bool
+	logLevel      string
 }
 
 // The background server is this program again, with the locked image and the
@@ -68,6 +70,7 @@ qzbd detach or SIGTERM.`,
 	f.IntVar(&o.queues, "queues", 1, "hardware queues, one thread each")
 	f.IntVar(&o.depth, "depth", 128, "requests in flight per queue")
 	f.IntVar(&o.blockSize, "block-size", 512, "logical block size in bytes, 512 or 4096")
+	f.BoolVar(&o.dropShortZone, "drop-short-zone", false, "leave out a last zone that is shorter than the others, which the kernel does not serve; it stays in the image as it is. Without such a zone the flag does nothing")
 	f.BoolVar(&o.foreground, "foreground", false, "serve in this process; for service managers")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error; debug logs every request")
 	return cmd
@@ -143,7 +146,7 @@ func attachAndReturn(o *attachOptions) error {
 	cmd := exec.Command(self, "attach", abs,
 		fmt.Sprintf("--id=%d", o.id), fmt.Sprintf("--queues=%d", o.queues),
 		fmt.Sprintf("--depth=%d", o.depth), fmt.Sprintf("--block-size=%d", o.blockSize),
-		"--log-level="+o.logLevel)
+		fmt.Sprintf("--drop-short-zone=%v", o.dropShortZone), "--log-level="+o.logLevel)
 	cmd.Env = append(os.Environ(), backgroundEnv+"=1")
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{image, w} // imageFD, readyFD

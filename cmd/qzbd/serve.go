@@ -52,14 +52,19 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 	if err := srv.clearDead(); err != nil {
 		return errors.Join(err, file.Close())
 	}
-	srv.image, err = qcow2.Open(qcow2.NewOSFile(file), qcow2.Options{
+	f := qcow2.NewOSFile(file)
+	g, err := srv.plan(o, f)
+	if err != nil {
+		return errors.Join(fmt.Errorf("%s: %w", o.image, err), f.Close())
+	}
+	srv.image, err = qcow2.Open(f, qcow2.Options{
 		SyncInterval: qcow2.DefaultSyncInterval,
 		OnFail:       srv.imageFailed,
 	})
 	if err != nil {
 		return errors.Join(fmt.Errorf("%s: %w", o.image, err), file.Close())
 	}
-	dev, err := srv.start(o, int(file.Fd()))
+	dev, err := srv.start(o, g, int(file.Fd()))
 	if err != nil { // the device never was
 		return errors.Join(err, srv.end())
 	}
@@ -102,14 +107,30 @@ func (srv *server) clearDead() error {
 	return nil
 }
 
+// plan says what device the image makes. An image that no device can be made of
+// is refused here, before it is opened and perhaps mended.
+func (srv *server) plan(o *attachOptions, f qcow2.File) (zns.Geometry, error) {
+	h, wps, err := qcow2.ReadPointers(f)
+	if err != nil {
+		return zns.Geometry{}, err
+	}
+	if err := h.Built(); err != nil {
+		return zns.Geometry{}, err
+	}
+	g, err := geometry(h, wps, o)
+	if err != nil {
+		return zns.Geometry{}, err
+	}
+	if g.NrZones != h.Zoned.NrZones {
+		srv.log.Warn("attached without its short last zone", zap.Uint32("zone", g.NrZones))
+	}
+	return g, ublk.CheckGeometry(g)
+}
+
 // start makes a device of the image. Its state is there before the device is,
 // so that even a server killed in between leaves nothing that detach cannot
 // find.
-func (srv *server) start(o *attachOptions, fd int) (*ublk.Device, error) {
-	g, err := geometry(srv.image.Header(), uint32(o.blockSize))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", o.image, err)
-	}
+func (srv *server) start(o *attachOptions, g zns.Geometry, fd int) (*ublk.Device, error) {
 	target, err := zns.New(g, srv.image)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.image, err)
@@ -228,25 +249,4 @@ func (srv *server) recordFailure(cause error) {
 	if err := srv.state.save(); err != nil {
 		srv.log.Error("record the failure", zap.Error(err))
 	}
-}
-
-// geometry is the image's zones as the device shows them.
-func geometry(h qcow2.Header, blockSize uint32) (zns.Geometry, error) {
-	z := h.Zoned
-	if short := h.Size % z.ZoneSize; short != 0 {
-		return zns.Geometry{}, fmt.Errorf("the last of its %d zones is short (%d of %d bytes), which no Linux kernel serves: zones and check work on the file", z.NrZones, short, z.ZoneSize)
-	}
-	maxAppend := z.MaxAppend &^ (blockSize - 1)
-	switch {
-	case z.MaxAppend == 0: // no limit of its own: the device's largest request
-		maxAppend = ublk.DefaultMaxIO
-	case maxAppend == 0:
-		return zns.Geometry{}, fmt.Errorf("zone.max_append_bytes %d is less than a block of %d: attach it with --block-size 512", z.MaxAppend, blockSize)
-	}
-	return zns.Geometry{
-		Size: h.Size, ZoneSize: z.ZoneSize, ZoneCapacity: z.ZoneCapacity,
-		NrZones: z.NrZones, Conventional: z.Conventional,
-		MaxOpen: z.MaxOpen, MaxActive: z.MaxActive, MaxAppend: uint64(maxAppend),
-		BlockSize: blockSize,
-	}, nil
 }
