@@ -38,8 +38,8 @@ vm-test: driver
 driver:
 	go build -o bin/all ./tests/all
 
-test-native: build # on this machine's own kernel, as root
-	go test -count=1 -p 1 -tags kernel -v ./ublk ./tests/kernel
+test-native: build vm # on this machine's own kernel, as root
+	QZBD_TOOLS=$$(bin/vm tools) go test -count=1 -p 1 -tags kernel -v ./ublk ./tests/kernel
 
 fuzz: driver
 	bin/all -only fuzz -fuzztime $(FUZZTIME)

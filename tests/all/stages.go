@@ -27,7 +27,7 @@ func stages(fuzzTime, run string) []stage {
 			return vm.InstallDeps(ctx, r.log)
 		}},
 		{"build", "compile everything, bin/qzbd and bin/vm", build},
-		{"kernels", "bring the cache of kernels up to date", kernels},
+		{"kernels", "bring the cache of kernels and tools up to date", kernels},
 		{"lint", "gofmt, vet, staticcheck", lint},
 		{"unit", "unit tests of all packages", func(ctx context.Context, r *report) error {
 			return goTest(ctx, r, "-timeout=6m", "./...")
@@ -79,7 +79,8 @@ func kernels(ctx context.Context, r *report) error {
 		}
 		fmt.Fprintf(r.log, "%s: linux %s (%s)\n", s, k.Release, k.Version)
 	}
-	return nil
+	_, err := vm.EnsureTools(ctx, r.log)
+	return err
 }
 
 // lint has several opinions, each a check of its own.
@@ -206,6 +207,7 @@ func kernelTest(ctx context.Context, r *report, series vm.Series, run, pkg, bina
 		Timeout: kernelTimeout + time.Minute,
 		Dir:     pkg,
 		Env:     []string{"QZBD_BIN=" + qzbd},
+		Tools:   true,
 		Out:     filepath.Join("bin", "test", filepath.Base(binary)+"-"+string(series)),
 		Stdout:  stdin,
 		Stderr:  io.MultiWriter(r.log, &stderr),

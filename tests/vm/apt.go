@@ -101,6 +101,19 @@ func (a *apt) download(ctx context.Context, dir string, packages []debPackage) e
 	return nil
 }
 
+// downloadAll fetches the newest version of packages and of all that they
+// depend on, as on a machine that has nothing yet, and returns where they are.
+func (a *apt) downloadAll(ctx context.Context, names []string) (dir string, err error) {
+	cmd := a.command(ctx, "apt-get", append([]string{
+		"install", "--download-only", "-y", "--no-install-recommends",
+		"-o", "Debug::NoLocking=true", // of the system's state, which is not used
+	}, names...)...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("download %s and others: %w: %s", names[0], err, lastLine(out))
+	}
+	return filepath.Join(a.dir, "cache/archives"), nil
+}
+
 // debPackage is what we want to know of a stanza in a package index.
 type debPackage struct {
 	Name, Version string

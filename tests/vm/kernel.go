@@ -265,12 +265,19 @@ func unpack(ctx context.Context, debs, tree string) error {
 		return err
 	}
 	for _, deb := range names {
-		if out, err := exec.CommandContext(ctx, "dpkg", "-x", deb, tree).CombinedOutput(); err != nil {
-			return fmt.Errorf("unpack %s: %w: %s", filepath.Base(deb), err, lastLine(out))
+		if err := unpackOne(ctx, deb, tree); err != nil {
+			return err
 		}
-		os.Remove(deb) // they are large
 	}
 	return nil
+}
+
+// unpackOne unpacks a package into a tree and removes it: they are large.
+func unpackOne(ctx context.Context, deb, tree string) error {
+	if out, err := exec.CommandContext(ctx, "dpkg", "-x", deb, tree).CombinedOutput(); err != nil {
+		return fmt.Errorf("unpack %s: %w: %s", filepath.Base(deb), err, lastLine(out))
+	}
+	return os.Remove(deb)
 }
 
 // arrange brings the trees of old (one package, /boot and /lib) and new

@@ -122,3 +122,22 @@ func TestMachineSecondsAreNotShorterThanOurs(t *testing.T) {
 		t.Errorf("five seconds of the guest took %v", d)
 	}
 }
+
+func TestMachineHasNewerTools(t *testing.T) {
+	status, stdout, stderr, err := boot(t, Options{Tools: true}, `
+		set -e
+		test -d "$QZBD_TOOLS/proc"
+		for tool in mkfs.xfs mkzonefs fio cryptsetup btrfs systemctl; do chroot "$QZBD_TOOLS" $tool -V || chroot "$QZBD_TOOLS" $tool --version; done >/dev/null
+		chroot "$QZBD_TOOLS" mkfs.xfs -V
+		touch "$QZBD_TOOLS/etc/written-by-the-guest"`)
+	if err != nil || status != 0 || !strings.HasPrefix(stdout, "mkfs.xfs version") {
+		t.Fatalf("status %d, %v; stdout %q, stderr %q", status, err, stdout, stderr)
+	}
+	dir, err := EnsureTools(context.Background(), t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "etc/written-by-the-guest")); err == nil {
+		t.Error("the guest wrote to the cache")
+	}
+}

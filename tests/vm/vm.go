@@ -60,9 +60,12 @@ type Options struct {
 	Disks   []string // raw images, /dev/vda and on
 	Scratch string   // size of an ext4 file system at $QZBD_VM_SCRATCH, for example 8G
 	Out     string   // host's directory to appear as $QZBD_VM_OUT
+	Tools   bool     // have $QZBD_TOOLS name the root of [EnsureTools]
 
 	Stdout, Stderr io.Writer // default: those of this process
 	Log            io.Writer // what the harness has to say; default: stderr
+
+	tools string // where that root is
 }
 
 // The errors a caller may want to tell apart.
@@ -141,6 +144,11 @@ func Run(ctx context.Context, o Options, argv []string) (int, error) {
 	initrd, err := ensureInitrd(ctx, kernel)
 	if err != nil {
 		return ExitMachine, err
+	}
+	if o.Tools {
+		if o.tools, err = EnsureTools(ctx, o.Log); err != nil {
+			return ExitMachine, err
+		}
 	}
 	status, err := runOnce(ctx, o, kernel, initrd, argv)
 	if errors.Is(err, errBootHung) {
@@ -221,7 +229,7 @@ func newJob(o Options, k Kernel, argv []string) (*guest.Job, error) {
 		}
 		job.Argv[0] = abs
 	}
-	job.Expose = expose(append([]string{moduleRoot(o.Dir)}, job.Argv...))
+	job.Expose = expose(append([]string{moduleRoot(o.Dir), o.tools}, job.Argv...))
 	return job, nil
 }
 
@@ -277,6 +285,9 @@ func environment(host []string, o Options) []string {
 	env = append(env, "PATH="+path, "QZBD_VM=1", "QZBD_VM_OUT="+guest.OutDir)
 	if o.Scratch != "" {
 		env = append(env, "QZBD_VM_SCRATCH="+guest.ScratchDir)
+	}
+	if o.tools != "" {
+		env = append(env, "QZBD_TOOLS="+o.tools)
 	}
 	return append(env, o.Env...)
 }

@@ -2,6 +2,7 @@
 //
 //	vm deps                     install the tools that the tests need
 //	vm fetch [6.12|7]...        bring the cache of kernels up to date
+//	vm tools                    make the tree of newer tools, print where it is
 //	vm run [flags] -- CMD ARG.. run a command as root in a machine
 //
 // It exits with the status of the command, or 123 when the command succeeded
@@ -23,6 +24,7 @@ import (
 
 const usage = `usage: vm deps
        vm fetch [6.12|7]...
+       vm tools
        vm run [flags] -- CMD ARG...`
 
 func main() {
@@ -46,6 +48,12 @@ func dispatch(ctx context.Context, args []string) (int, error) {
 		return fail(vm.InstallDeps(ctx, os.Stderr))
 	case "fetch":
 		return fail(fetch(ctx, args))
+	case "tools":
+		dir, err := vm.EnsureTools(ctx, os.Stderr)
+		if err == nil {
+			fmt.Println(dir)
+		}
+		return fail(err)
 	case "run":
 		return run(ctx, args)
 	default:
@@ -87,6 +95,7 @@ func run(ctx context.Context, args []string) (int, error) {
 	flags.DurationVar(&o.Timeout, "timeout", 0, "time `limit` of the command (default 10m)")
 	flags.StringVar(&o.Dir, "dir", "", "working `directory` (default: this one)")
 	flags.StringVar(&o.Out, "out", "", "host's `directory` to appear as $QZBD_VM_OUT")
+	flags.BoolVar(&o.Tools, "tools", false, "have $QZBD_TOOLS name the root of \"vm tools\"")
 	flags.StringVar(&o.Scratch, "scratch", "", "`size` of an ext4 file system at $QZBD_VM_SCRATCH")
 	flags.Func("disk", "raw image `file` for the next virtio disk, /dev/vda and on (repeatable)", func(s string) error {
 		o.Disks = append(o.Disks, s)
