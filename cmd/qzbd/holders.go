@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -27,7 +28,7 @@ func holders(node string) (who []string, passing bool, err error) {
 
 	stacked, _ := os.ReadDir(fmt.Sprintf("/sys/dev/block/%d:%d/holders", major, minor))
 	for _, e := range stacked {
-		who = append(who, "used by /dev/"+e.Name())
+		who = append(who, "used by "+stackedName(e.Name()))
 	}
 	passing = len(who) == 0
 	who = append(who, openersOf(st.Rdev)...)
@@ -45,13 +46,24 @@ func holders(node string) (who []string, passing bool, err error) {
 	return nil, false, unix.Close(fd)
 }
 
+// stackedName is what the user calls a device that is stacked on another: the
+// device mapper's have a name of their own, which dmsetup(8) wants.
+func stackedName(kernel string) string {
+	name, err := os.ReadFile("/sys/block/" + kernel + "/dm/name")
+	if err != nil {
+		return "/dev/" + kernel
+	}
+	return "/dev/mapper/" + strings.TrimSpace(string(name))
+}
+
 // gone says that the device has ended meanwhile: nobody uses it.
 func gone(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV)
 }
 
 // mountsOf reads /proc/self/mountinfo (proc_pid_mountinfo(5)). btrfs shows an
-// anonymous device number, so the source field counts too.
+// anonymous device number, so the source field counts too, and for XFS ours is
+// the realtime device among the options.
 func mountsOf(node, devno string) []string {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
@@ -62,10 +74,11 @@ func mountsOf(node, devno string) []string {
 	for sc := bufio.NewScanner(f); sc.Scan(); {
 		left, right, ok := strings.Cut(sc.Text(), " - ")
 		fields, source := strings.Fields(left), strings.Fields(right)
-		if !ok || len(fields) < 5 || len(source) < 2 {
+		if !ok || len(fields) < 5 || len(source) < 3 {
 			continue
 		}
-		if fields[2] == devno || source[1] == node {
+		second := slices.Contains(strings.Split(source[2], ","), "rtdev="+node)
+		if fields[2] == devno || source[1] == node || second {
 			who = append(who, "mounted on "+fields[4])
 		}
 	}
