@@ -70,11 +70,15 @@ type disk struct {
 }
 
 func (d *device) open() *disk {
-	h := d.im.h
+	d.im.h.t.Helper()
+	return d.im.h.openDisk(d.node)
+}
+
+func (h *host) openDisk(node string) *disk {
 	h.t.Helper()
-	fd, err := unix.Open(d.node, unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(node, unix.O_RDWR|unix.O_DIRECT|unix.O_CLOEXEC, 0)
 	if err != nil {
-		h.t.Fatalf("open %s: %v", d.node, err)
+		h.t.Fatalf("open %s: %v", node, err)
 	}
 	k := &disk{h.t, fd}
 	h.t.Cleanup(k.close)
@@ -149,6 +153,14 @@ func (k *disk) read(at int64, n int) []byte {
 func (k *disk) holds(seed uint64, at int64, n int) {
 	k.t.Helper()
 	k.same(at, pattern(seed, at, n))
+}
+
+// differs checks that a range does not have the pattern.
+func (k *disk) differs(seed uint64, at int64, n int) {
+	k.t.Helper()
+	if bytes.Equal(k.read(at, n), pattern(seed, at, n)) {
+		k.t.Errorf("%d bytes at %#x are as they were written, but should not be", n, at)
+	}
 }
 
 // zeros checks that a range reads as zeros.

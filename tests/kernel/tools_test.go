@@ -1,0 +1,87 @@
+//go:build kernel
+
+package kernel
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// inTools runs a program in the root directory of newer tools, with the
+// machine's devices and files for temporary use. The mounts are in a
+// namespace that ends with the program.
+const inTools = `root=$1; shift
+for d in /dev /proc /sys /run /tmp /mnt /var/tmp "${TMPDIR:-/tmp}"; do
+	test -d "$root$d" || mkdir -p "$root$d"
+	mount --rbind "$d" "$root$d"
+done
+exec chroot "$root" "$@"`
+
+// tools is the root directory of newer tools.
+func (h *host) tools() string {
+	h.t.Helper()
+	dir := os.Getenv("QZBD_TOOLS")
+	if dir == "" {
+		h.t.Fatal("QZBD_TOOLS is not set: let it name the directory that bin/vm tools prints (bin/vm run -tools does)")
+	}
+	return dir
+}
+
+// tryTool is try for one of the newer tools.
+func (h *host) tryTool(name string, args ...string) result {
+	h.t.Helper()
+	r := h.try("unshare", append([]string{
+		"--mount", "--propagation", "private", "sh", "-ec", inTools, "sh", h.tools(), name,
+	}, args...)...)
+	r.line = strings.Join(append([]string{name}, args...), " ")
+	return r
+}
+
+// tool is run for one of the newer tools.
+func (h *host) tool(name string, args ...string) string {
+	h.t.Helper()
+	r := h.tryTool(name, args...)
+	if r.code != 0 {
+		h.t.Fatal(r)
+	}
+	return r.stdout
+}
+
+// kernelHas reports whether the running kernel is at least of that version,
+// for what only the version tells.
+func kernelHas(t *testing.T, major, minor int) bool {
+	t.Helper()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	release := unix.ByteSliceToString(u.Release[:])
+	var a, b int
+	if _, err := fmt.Sscanf(release, "%d.%d", &a, &b); err != nil {
+		t.Fatalf("release %q: %v", release, err)
+	}
+	return a > major || a == major && b >= minor
+}
+
+// loop makes an ordinary block device of a sparse file.
+func (h *host) loop(name, size string) (node string) {
+	h.t.Helper()
+	h.run("modprobe", "loop") // no loop device, nobody who would load it
+	h.run("truncate", "-s", size, name)
+	node = strings.TrimSpace(h.run("losetup", "--find", "--show", name))
+	h.t.Cleanup(func() {
+		if r := h.try("losetup", "--detach", node); r.code != 0 {
+			h.t.Error(r)
+		}
+		// The kernel may do it a little later.
+		h.wait(node+" to go", func() bool {
+			_, err := os.Stat("/sys/block/" + strings.TrimPrefix(node, "/dev/") + "/loop/backing_file")
+			return err != nil
+		})
+	})
+	return node
+}
