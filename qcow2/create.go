@@ -1,7 +1,6 @@
 package qcow2
 
 import (
-	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -14,8 +13,14 @@ import (
 // Create makes an image of which every zone is empty. A file that is there
 // already is replaced, unless somebody has it open; it keeps its mode. The new
 // image is written beside it and renamed when it is complete and durable: an
-// error leaves what was there, and nothing else.
-func Create(path string, o CreateOptions) (err error) {
+// error leaves what was there, and nothing else. So does being killed, where the
+// file system has files without a name.
+func Create(path string, o CreateOptions) error {
+	return createWith(path, o, func(f *OSFile) File { return f })
+}
+
+// createWith is Create through what wrap makes of the file.
+func createWith(path string, o CreateOptions, wrap func(*OSFile) File) (err error) {
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target // replace the file, not a link to it
 	} else if target, e := os.Readlink(path); e == nil {
@@ -34,33 +39,23 @@ func Create(path string, o CreateOptions) (err error) {
 		}
 		mode = st.Mode().Perm()
 	}
-	temp := filepath.Join(filepath.Dir(path), fmt.Sprintf(".%s.%s.tmp", filepath.Base(path), rand.Text()[:8]))
-	f, err := os.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_EXCL, mode)
+	f, err := openTemp(path, mode)
 	if err != nil {
 		return err
 	}
-	renamed := false
-	defer func() {
-		if !renamed {
-			err = errors.Join(err, f.Close(), os.Remove(temp))
-		}
-	}()
+	defer func() { err = errors.Join(err, f.discard()) }()
 	if old != nil {
 		if err := f.Chmod(mode); err != nil {
 			return err
 		}
 	}
-	if err := Format(NewOSFile(f), o); err != nil {
+	if err := Format(wrap(NewOSFile(f.File)), o); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil { // with the mode
 		return err
 	}
-	if err := os.Rename(temp, path); err != nil {
-		return err
-	}
-	renamed = true
-	return errors.Join(f.Close(), syncDir(filepath.Dir(path)))
+	return f.publish(path)
 }
 
 // openOld opens and locks the file that an image is to replace; nil if there
@@ -84,14 +79,6 @@ func openOld(path string) (*os.File, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // Format makes f, whatever it holds, an image of which every zone is empty.
@@ -120,6 +107,9 @@ func Format(f File, o CreateOptions) error {
 	if err := f.Truncate(p.clusters << p.header.ClusterBits); err != nil {
 		return err
 	}
+	if err := p.preallocate(f, o); err != nil {
+		return err
+	}
 	if err := p.writeTables(f); err != nil {
 		return err
 	}
@@ -138,10 +128,18 @@ func Format(f File, o CreateOptions) error {
 // imagePlan is where everything of a fresh image lies:
 //
 //	header | refcount table | refcount blocks | zonedmeta | L1 table
+//
+// and if it is preallocated
+//
+//	| L2 tables | data clusters
 type imagePlan struct {
 	header    Header
 	clusters  int64 // of the file
 	refBlocks int64
+
+	// All in clusters; zero if nothing is preallocated.
+	l2At, tables int64
+	dataAt, data int64
 }
 
 // planImage lays out an image. The options are complete and, but for what
@@ -184,7 +182,10 @@ func planImage(o CreateOptions) (*imagePlan, error) {
 		return nil, fmt.Errorf("the refcount table for clusters of %d bytes with refcounts of %d bits would exceed %d bytes",
 			h.ClusterSize(), 1<<h.RefcountOrder, maxRefTableBytes)
 	}
-	p.refBlocks, _ = h.refClusters(1+meta+l1, table)
+	if o.Preallocation != PreallocationOff {
+		p.tables, p.data = int64(h.L1Size), h.allMappable()
+	}
+	p.refBlocks, _ = h.refClusters(1+meta+l1+p.tables+p.data, table)
 
 	next := int64(1)
 	place := func(clusters int64) int64 {
@@ -196,6 +197,8 @@ func planImage(o CreateOptions) (*imagePlan, error) {
 	place(p.refBlocks)
 	h.Zoned.MetaOffset = place(meta)
 	h.L1Offset = place(l1)
+	p.l2At = place(p.tables) >> h.ClusterBits
+	p.dataAt = place(p.data) >> h.ClusterBits
 	p.clusters = next
 	return p, nil
 }
@@ -243,6 +246,6 @@ func (p *imagePlan) writeTables(f File) error {
 	if _, err := f.WriteAt(meta, h.Zoned.MetaOffset); err != nil {
 		return err
 	}
-	_, err := f.WriteAt(make([]byte, h.roundUp(int64(h.L1Size)*8)), h.L1Offset) // at most maxL1Bytes
+	_, err := f.WriteAt(p.l1Table(), h.L1Offset)
 	return err
 }

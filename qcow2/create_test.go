@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -165,7 +166,7 @@ func TestBadOptionsAreAllReportedAtOnce(t *testing.T) {
 		{"zone.max_append_bytes=256M", "1G", "zone.max_append_bytes=256M: with 512 added it must be less than zone.capacity, 268435456"},
 		{"zone.size=64K", "1T", "size=1T: 16777216 zones of 65536 bytes are needed, at most 1048576 are supported"},
 		{"zone.mode=host-aware", "1G", "zone.mode=host-aware: only host-managed is built"},
-		{"preallocation=full", "1G", "preallocation=full: only off is built"},
+		{"preallocation=half", "1G", "preallocation=half: it must be off, metadata, falloc, full"},
 		{"backing_file=a,,b", "1G", "backing_file=a,b: this option is not built"},
 		{"extended_l2=on", "1G", "extended_l2=on: this is not built, only off is"},
 		{"compression_type=zstd", "1G", "compression_type=zstd: this is not built, only zlib is"},
@@ -197,7 +198,7 @@ func TestOptionsThatAskForNothingSpecialPass(t *testing.T) {
 		Size: 3 << 29, ClusterSize: 64 << 10, RefcountBits: 16, LazyRefcounts: true,
 		ZoneSize: 256 << 20, ZoneCapacity: 256 << 20, MaxOpen: 2, MaxAppend: 64 << 10,
 	}
-	if o != want {
+	if !reflect.DeepEqual(o, want) {
 		t.Errorf("got %+v\nwant %+v", o, want)
 	}
 	// The default of an append must not make small zones impossible.

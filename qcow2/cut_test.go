@@ -379,6 +379,8 @@ func TestCutsLoseNothingThatWasFlushed(t *testing.T) {
 		{clusterBits: 12, refOrder: 4, size: 512 << 10, zoneSize: 64 << 10, capacity: 50<<10 + 512, conventional: 1},
 		{clusterBits: 12, refOrder: 1, size: 2 << 20, zoneSize: 128 << 10, maxActive: 4, layout: Layout2026a, form: LittleEndian59},
 		{clusterBits: 16, refOrder: 4, size: 1 << 20, zoneSize: 128 << 10, conventional: 1},
+		{clusterBits: 9, refOrder: 4, size: 512 << 10, zoneSize: 64 << 10, capacity: 50<<10 + 512, conventional: 1, prealloc: PreallocationMetadata},
+		{clusterBits: 12, refOrder: 1, size: 1 << 20, zoneSize: 128 << 10, conventional: 2, maxActive: 3, prealloc: PreallocationFull},
 	} {
 		t.Run(fmt.Sprintf("%+v", s), func(t *testing.T) {
 			t.Parallel()

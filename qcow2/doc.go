@@ -42,6 +42,8 @@
 //	zonedmeta.go                the words of zonedmeta, and in which form they are
 //	walk.go                     everything that refers to a range of the file
 //	create.go options.go        fresh images
+//	preallocate.go tempfile.go  mapped before anything is written; a file that
+//	                            has no name before it is complete
 //	check.go refmap.go          references against refcounts, read only
 //	repair.go                   what a check found, mended where it loses no data
 //	report.go                   what an image is, in words and JSON

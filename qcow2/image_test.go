@@ -19,11 +19,20 @@ type spec struct {
 	maxActive    uint32
 	layout       Layout    // 0: v9
 	form         EntryForm // 0: the layout's usual one
+	prealloc     Preallocation
 }
 
-// build writes an empty image in the simplest way there is.
+// build writes an empty image in the simplest way there is, but one that is
+// preallocated as create does.
 func build(t testing.TB, f File, s spec) {
 	t.Helper()
+	if s.prealloc != PreallocationOff {
+		must(t, Format(f, CreateOptions{
+			Size: s.size, ClusterSize: 1 << s.clusterBits, RefcountBits: 1 << s.refOrder, Preallocation: s.prealloc,
+			ZoneSize: s.zoneSize, ZoneCapacity: s.capacity, Conventional: uint64(s.conventional), MaxActive: uint64(s.maxActive),
+		}))
+		return
+	}
 	if s.capacity == 0 {
 		s.capacity = s.zoneSize
 	}

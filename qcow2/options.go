@@ -17,6 +17,10 @@ type CreateOptions struct {
 	ClusterSize   uint64 // default 64K
 	RefcountBits  uint64 // default 16
 	LazyRefcounts bool
+	Preallocation Preallocation
+	// Progress, unless nil, is called now and then while an image is
+	// preallocated, with bytes.
+	Progress func(done, total int64)
 
 	ZoneSize     uint64 // default 256M
 	ZoneCapacity uint64 // default ZoneSize
@@ -64,7 +68,10 @@ var options = []option{
 		o.LazyRefcounts, err = parseSwitch(v)
 		return err
 	}},
-	{"preallocation", "only off", oneOf("off")},
+	{"preallocation", "off, metadata (mapped), falloc (reserved) or full (written); default off", func(o *CreateOptions, v string) (err error) {
+		o.Preallocation, err = parsePreallocation(v)
+		return err
+	}},
 }
 
 // unbuilt are options of qemu-img that are refused by name, unless they have
@@ -293,6 +300,9 @@ func (o CreateOptions) broken(given map[string]string) []rule {
 		o.ClusterSize, names("cluster_size"), "it must be a power of two from 512 to 2M")
 	check(isPower(o.RefcountBits) && o.RefcountBits <= 1<<maxRefcountOrder && !explicitZero("refcount_bits"),
 		o.RefcountBits, names("refcount_bits"), "it must be a power of two from 1 to 64")
+	if !check(int(o.Preallocation) < len(preallocationNames), uint64(o.Preallocation), names("preallocation"), "there is no such mode") {
+		return out
+	}
 	if _, written := given["size"]; o.Size == 0 && !written {
 		return append(out, rule{errors.New("size is missing: give it as the argument or as the option size"), names("size")})
 	}

@@ -25,6 +25,7 @@ var cutSpecs = []spec{
 	{CreateOptions: qcow2.CreateOptions{ClusterSize: 64 << 10, RefcountBits: 16, Size: 384 << 10, ZoneSize: 64 << 10, Conventional: 2}},
 	{CreateOptions: qcow2.CreateOptions{ClusterSize: 4096, RefcountBits: 8, Size: 128 << 10, ZoneSize: 16 << 10, Conventional: 6, MaxActive: 1}, block: 4096},
 	{CreateOptions: qcow2.CreateOptions{ClusterSize: 512, RefcountBits: 64, Size: 2560 << 10, ZoneSize: 256 << 10, Conventional: 1}, narrow: true},
+	{CreateOptions: qcow2.CreateOptions{ClusterSize: 4096, RefcountBits: 16, Size: 256 << 10, ZoneSize: 32 << 10, ZoneCapacity: 20<<10 + 512, Conventional: 1, Preallocation: qcow2.PreallocationMetadata}},
 }
 
 const cutsPerSeed = 10

@@ -19,6 +19,7 @@ func faultSpecs() []spec {
 		{CreateOptions: qcow2.CreateOptions{ClusterSize: 4096, RefcountBits: 1, Size: 512 << 10, ZoneSize: 64 << 10, Conventional: 1}},
 		{CreateOptions: qcow2.CreateOptions{ClusterSize: 64 << 10, RefcountBits: 16, Size: 512 << 10, ZoneSize: 64 << 10, Conventional: 1}},
 		{CreateOptions: qcow2.CreateOptions{ClusterSize: 512, RefcountBits: 64, Size: 2560 << 10, ZoneSize: 256 << 10, Conventional: 1}, narrow: true},
+		{CreateOptions: qcow2.CreateOptions{ClusterSize: 512, RefcountBits: 16, Size: 256 << 10, ZoneSize: 32 << 10, ZoneCapacity: 30 << 10, Conventional: 1, Preallocation: qcow2.PreallocationFull}},
 	}
 }
 
