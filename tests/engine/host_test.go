@@ -602,7 +602,7 @@ func (h *host) clean() {
 		}
 		most += (n + cs - 1) / cs
 	}
-	if rep.AllocatedClusters > most {
+	if most += rep.Ahead; rep.AllocatedClusters > most { // what was preallocated is kept
 		h.fatalf("after a clean close %d clusters are allocated, at most %d are needed", rep.AllocatedClusters, most)
 	}
 	hdr := h.im.Header()
