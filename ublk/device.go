@@ -132,18 +132,26 @@ func (d *Device) add(ctx context.Context) error {
 		Flags:    uint64(fUserCopy | fZoned | fCmdIoctlEncode),
 		SrvFlags: d.mark,
 	}
-	err := d.ctl.add(ctx, &info)
-	switch {
-	case errors.Is(err, syscall.EEXIST):
-		return fmt.Errorf("ublk: device %d exists already: choose another id, or detach it: %w", d.cfg.ID, err)
-	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES):
-		return fmt.Errorf("ublk: add a device: zoned devices need root (CAP_SYS_ADMIN): %w", err)
-	case err != nil:
-		return fmt.Errorf("ublk: add a device with %d queues of depth %d and requests of up to %d bytes: %w", d.cfg.Queues, d.cfg.Depth, d.cfg.MaxIO, err)
+	if err := d.ctl.add(ctx, &info); err != nil {
+		return explainAdd(d.cfg, err)
 	}
 	d.id, d.features = int(info.DevID), Features(info.Flags)
 	d.cfg.Queues, d.cfg.Depth = int(info.NrHWQueues), int(info.QueueDepth)
 	return nil
+}
+
+// explainAdd says why the kernel gave no device.
+func explainAdd(c Config, err error) error {
+	switch {
+	case errors.Is(err, syscall.EEXIST):
+		return fmt.Errorf("ublk: device %d exists already: choose another id, or detach it: %w", c.ID, err)
+	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES):
+		return fmt.Errorf("ublk: add a device: zoned devices need root (CAP_SYS_ADMIN): %w", err)
+	case errors.Is(err, syscall.EINVAL):
+		// The driver offers ZONED all the same.
+		return fmt.Errorf("ublk: the kernel takes no zoned device: use one built with CONFIG_BLK_DEV_ZONED (`grep BLK_DEV_ZONED /boot/config-$(uname -r)`): %w", err)
+	}
+	return fmt.Errorf("ublk: add a device with %d queues of depth %d and requests of up to %d bytes: %w", c.Queues, c.Depth, c.MaxIO, err)
 }
 
 // openChar opens /dev/ublkcN, which appears a moment after the device.

@@ -92,6 +92,20 @@ func TestWhyThereIsNoUblk(t *testing.T) {
 	}
 }
 
+func TestWhyThereIsNoDevice(t *testing.T) {
+	for err, want := range map[syscall.Errno]string{
+		syscall.EEXIST: "device 17 exists already: choose another id",
+		syscall.EPERM:  "root",
+		syscall.EINVAL: "CONFIG_BLK_DEV_ZONED",
+		syscall.ENOMEM: "depth 128",
+	} {
+		got := explainAdd(Config{ID: 17}.withDefaults(), err)
+		if !errors.Is(got, err) || !strings.Contains(got.Error(), want) || strings.Contains(got.Error(), "\n") {
+			t.Errorf("%v: %v", err, got)
+		}
+	}
+}
+
 func TestLinesAboutFailuresAreLimited(t *testing.T) {
 	var l limiter
 	for i := range 3 * logBurst {
