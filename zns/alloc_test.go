@@ -20,13 +20,13 @@ func (flatMedia) Round() error                       { return nil }
 func (flatMedia) Reset(zones []uint32) error         { return nil }
 func (flatMedia) Finish(zone uint32, _ uint64) error { return nil }
 
-func flatDevice(tb testing.TB, zones uint32) *Device {
+func flatDevice(tb testing.TB, zones uint32, opts ...Option) *Device {
 	g := Geometry{
 		ZoneSize: 64 * mib, ZoneCapacity: 64 * mib, NrZones: zones, Conventional: 1,
 		MaxOpen: 6, MaxActive: 8, MaxAppend: mib, BlockSize: 512,
 	}
 	g.Size = uint64(zones) * g.ZoneSize
-	d, err := New(g, flatMedia{g.ZoneSize})
+	d, err := New(g, flatMedia{g.ZoneSize}, opts...)
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -113,6 +113,9 @@ func (d *Device) commit(z *zone, i uint32, wp uint64) {
 		d.limits.applyAt(i, evFill, wp)
 	} else {
 		z.setWP(wp)
+		if d.limits.watch != nil {
+			d.limits.moved(i, wp)
+		}
 	}
 }
 

@@ -26,11 +26,31 @@ type Option func(*Device)
 // the media or a zone's condition.
 func ReadOnly() Option { return func(d *Device) { d.readOnly = true } }
 
-// Trace calls f for every change of a zone's condition after New, in the order
-// in which they happen. f is called with locks held: it must not block and must
-// not call the Device.
+// Event is a change of a zone: of its condition, of its committed write
+// pointer, or of both at once.
+type Event struct {
+	Zone     uint32
+	From, To Cond // the same if only the pointer has moved
+	// WP is where the pointer is now, an absolute byte offset.
+	WP uint64
+	// Open and Active are how many zones are so now.
+	Open, Active uint32
+}
+
+// Watch calls f for every Event after New, in the order in which they happen. f
+// is called with locks held: it must not block and must not call the Device.
+// It replaces an earlier Watch.
+func Watch(f func(Event)) Option {
+	return func(d *Device) { d.limits.watch = f }
+}
+
+// Trace is a Watch for changes of conditions alone.
 func Trace(f func(zone uint32, from, to Cond)) Option {
-	return func(d *Device) { d.limits.trace = f }
+	return Watch(func(e Event) {
+		if e.From != e.To {
+			f(e.Zone, e.From, e.To)
+		}
+	})
 }
 
 // New makes a Device of geometry g on m. Every zone is what its write pointer
@@ -48,7 +68,7 @@ func New(g Geometry, m Media, opts ...Option) (*Device, error) {
 		zoneMask: g.ZoneSize - 1,
 		zones:    make([]zone, g.NrZones),
 	}
-	d.limits.zones = d.zones
+	d.limits.zones, d.limits.shift = d.zones, d.shift
 	d.limits.clock.Store(1) // no zone has been used
 	// Limits that the sequential zones cannot exceed are none.
 	if n := g.NrZones - g.Conventional; g.MaxOpen < n {

@@ -19,7 +19,8 @@ type limits struct {
 	zones     []zone // of the Device
 	maxOpen   uint32 // 0: no limit
 	maxActive uint32 // 0: no limit
-	trace     func(zone uint32, from, to Cond)
+	shift     uint
+	watch     func(Event) // nil: nobody; called with mu held
 
 	mu       sync.Mutex // order 2, innermost
 	open     uint32
@@ -62,10 +63,10 @@ func (l *limits) apply(i uint32, ev event) error {
 			return ErrOpenLimit
 		}
 		v := l.victim()
-		l.move(v, CondImpOpen, CondClosed)
+		l.move(v, CondImpOpen, CondClosed, l.zones[v].load().wp())
 		l.zones[v].setCond(CondClosed)
 	}
-	l.move(i, from, to)
+	l.move(i, from, to, l.zones[i].load().wp())
 	l.zones[i].setCond(to)
 	return nil
 }
@@ -82,14 +83,15 @@ func (l *limits) applyAt(i uint32, ev event, wp uint64) {
 	if err != nil || to.Active() {
 		panic("zns: no such transition: " + from.String())
 	}
-	l.move(i, from, to)
+	l.move(i, from, to, wp)
 	z.set(to, wp)
 }
 
 // move is the only place where the counters and the set of implicitly open
 // zones change. The caller stores the condition, alone or together with the
-// pointer, so that no report sees one without the other. mu is held.
-func (l *limits) move(i uint32, from, to Cond) {
+// pointer, which is wp now, so that no report sees one without the other. mu is
+// held.
+func (l *limits) move(i uint32, from, to Cond, wp uint64) {
 	if from == to {
 		return
 	}
@@ -108,9 +110,23 @@ func (l *limits) move(i uint32, from, to Cond) {
 			l.implicit = append(l.implicit, i)
 		}
 	}
-	if l.trace != nil {
-		l.trace(i, from, to)
+	if l.watch != nil {
+		l.event(i, from, to, wp)
 	}
+}
+
+// event tells who watches. mu is held.
+func (l *limits) event(i uint32, from, to Cond, wp uint64) {
+	l.watch(Event{i, from, to, uint64(i)<<l.shift + wp, l.open, l.active})
+}
+
+// moved tells who watches that the pointer of zone i alone is wp now. The
+// zone's mu is held.
+func (l *limits) moved(i uint32, wp uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.zones[i].load().cond()
+	l.event(i, c, c, wp)
 }
 
 func count(n *uint32, was, is bool) {
