@@ -148,11 +148,11 @@ func (im *Image) replace(zone uint32, g int64, e L2Entry) error {
 		return undo(err)
 	}
 	if e.Offset() != 0 && !e.Zero() {
-		buf := make([]byte, im.cs)
-		if err := readPadded(im.f, buf, e.Offset()); err != nil {
+		buf, data := alignedBytes(int(im.cs)), dataWay(im.f)
+		if err := readPadded(data, buf, e.Offset()); err != nil {
 			return undo(err)
 		}
-		if _, err := im.f.WriteAt(buf, r.start<<im.clusterBits); err != nil {
+		if _, err := data.WriteAt(buf, r.start<<im.clusterBits); err != nil {
 			// The cluster is no longer known to be zero: nobody gets it
 			// before the image has been opened again.
 			return fmt.Errorf("copy a cluster of zone %d: %w", zone, err)

@@ -36,6 +36,7 @@
 // Where to read on:
 //
 //	file.go                     the file: page cache over a disk, and Sync
+//	direct.go                   data past the page cache
 //	format.go limits.go         the format's constants; our own limits
 //	header.go ext.go validate.go  reading and writing headers; every rule
 //	layout.go                   the zoned extension's layouts, the forms of a word

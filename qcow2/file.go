@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,7 +35,10 @@ type File interface {
 // OSFile is a File in a file system of this machine.
 type OSFile struct {
 	*os.File
-	noPunch bool // the file system cannot punch holes: zeros are written
+	noPunch atomic.Bool // the file system cannot punch holes: zeros are written
+
+	direct *os.File // the way of data clusters, if it is not the page cache
+	needs  Direct
 }
 
 // NewOSFile takes over f.
@@ -94,19 +98,30 @@ func (f *OSFile) Punch(off, n int64) error {
 	if n <= 0 {
 		return nil
 	}
-	for !f.noPunch {
+	if f.direct != nil {
+		return f.punchDirect(off, n)
+	}
+	if ok, err := f.deallocate(off, n); ok || err != nil {
+		return err
+	}
+	return f.zero(off, n)
+}
+
+// deallocate punches a hole; ok is false where the file system cannot.
+func (f *OSFile) deallocate(off, n int64) (ok bool, err error) {
+	for !f.noPunch.Load() {
 		err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 		switch {
 		case err == nil:
-			return nil
+			return true, nil
 		case errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
-			f.noPunch = true
+			f.noPunch.Store(true)
 		default:
-			return fmt.Errorf("punch hole of %d bytes at %d in %s: %w", n, off, f.Name(), err)
+			return false, fmt.Errorf("punch hole of %d bytes at %d in %s: %w", n, off, f.Name(), err)
 		}
 	}
-	return f.zero(off, n)
+	return false, nil
 }
 
 func (f *OSFile) zero(off, n int64) error {

@@ -45,6 +45,9 @@ type Config struct {
 	// DataFD is the open file that the extents of requests refer to. It
 	// stays the caller's and must stay open until Ended or Done.
 	DataFD int
+	// DataAlign is what offsets and lengths on DataFD must be multiples of, in
+	// bytes: of direct I/O. 0 or 1 means anything goes.
+	DataAlign int
 	// ReadOnly makes the kernel refuse writes.
 	ReadOnly bool
 	Logger   *zap.Logger
@@ -67,6 +70,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.MaxIO == 0 {
 		c.MaxIO = DefaultMaxIO
+	}
+	if c.DataAlign == 0 {
+		c.DataAlign = 1
 	}
 	if c.Logger == nil {
 		c.Logger = zap.NewNop()

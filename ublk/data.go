@@ -163,6 +163,13 @@ func (q *queue) movedPart(r *request, p *piece, res int32) (again bool) {
 		return false
 	case res == 0:
 		errno = syscall.EIO
+	case int(res) < len(p.mem) && int(res)%q.dev.cfg.DataAlign != 0:
+		// The file ends within a block: the rest cannot even be asked for.
+		if r.Op == zns.OpRead {
+			clear(p.mem[res:])
+			return false
+		}
+		errno = syscall.EIO
 	case int(res) < len(p.mem):
 		p.off, p.mem, p.retries = p.off+int64(res), p.mem[res:], 0
 		return t.err == nil

@@ -24,7 +24,7 @@ const (
 )
 
 // check validates what the caller chose.
-func (c Config) check() error {
+func (c Config) check(g zns.Geometry) error {
 	switch {
 	case c.ID < -1 || c.ID >= 1<<20:
 		return fmt.Errorf("ublk: device id %d is impossible: use 0 to %d, or -1 for any", c.ID, 1<<20-1)
@@ -34,6 +34,8 @@ func (c Config) check() error {
 		return fmt.Errorf("ublk: a queue depth of %d is impossible: use 1 to %d", c.Depth, maxQueueDepth)
 	case c.MaxIO < minTransfer || c.MaxIO > maxIOBuf || c.MaxIO%minTransfer != 0:
 		return fmt.Errorf("ublk: a largest request of %d bytes is impossible: use a multiple of %d up to %d", c.MaxIO, minTransfer, maxIOBuf)
+	case c.DataAlign < 1 || c.DataAlign > int(g.BlockSize):
+		return fmt.Errorf("ublk: the data file takes multiples of %d bytes only and blocks are %d: use larger blocks, or no direct I/O", c.DataAlign, g.BlockSize)
 	case c.DataFD < 0:
 		return fmt.Errorf("ublk: the data file's descriptor is %d: open the file first", c.DataFD)
 	}
@@ -43,7 +45,7 @@ func (c Config) check() error {
 // deviceParams turns a geometry into what SET_PARAMS takes. Whatever the
 // kernel would refuse there or, worse, at START_DEV is refused here (I13).
 func deviceParams(c Config, g zns.Geometry) (params, error) {
-	if err := c.check(); err != nil {
+	if err := c.check(g); err != nil {
 		return params{}, err
 	}
 	if err := CheckGeometry(g); err != nil {

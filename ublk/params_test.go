@@ -43,6 +43,8 @@ func TestWhatTheKernelWouldRefuseIsExplained(t *testing.T) {
 		{"largest request", func(c *Config, _ *zns.Geometry) { c.MaxIO = 32 << 20 }, ""},
 		{"too large a request", func(c *Config, _ *zns.Geometry) { c.MaxIO = 33 << 20 }, "34603008 bytes"},
 		{"no data file", func(c *Config, _ *zns.Geometry) { c.DataFD = -1 }, "descriptor is -1"},
+		{"direct I/O in larger blocks", func(c *Config, _ *zns.Geometry) { c.DataAlign = 4096 }, "multiples of 4096"},
+		{"direct I/O in the same blocks", func(c *Config, g *zns.Geometry) { c.DataAlign, g.BlockSize = 4096, 4096 }, ""},
 		{"block size", func(_ *Config, g *zns.Geometry) { g.BlockSize = 1024 }, "block size of 1024"},
 		{"no zone size", func(_ *Config, g *zns.Geometry) { g.ZoneSize = 0 }, "zone size of 0"},
 		{"zone size 3M", func(_ *Config, g *zns.Geometry) { g.ZoneSize = 3 << 20 }, "not a power of two"},

@@ -52,7 +52,7 @@ func newBench(t testing.TB, target Target, data *os.File, depth, maxIO int) *ben
 	}
 	t.Cleanup(func() { unix.Munmap(zeros) })
 	d := &Device{
-		cfg:      Config{Queues: 1, Depth: depth, MaxIO: maxIO, DataFD: int(data.Fd())},
+		cfg:      Config{Queues: 1, Depth: depth, MaxIO: maxIO, DataFD: int(data.Fd())}.withDefaults(),
 		geometry: target.Geometry(), target: target, log: zap.NewNop(),
 		charFD: int(char.Fd()), zeros: zeros, workers: newWorkers(target, depth),
 	}
@@ -324,24 +324,36 @@ func TestShortAndInterruptedIO(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		op    zns.Op
+		align int
 		res   int32
 		again bool
 		left  int
 		errno syscall.Errno
 	}{
-		{"all", zns.OpWrite, 4096, false, 4096, 0},
-		{"short write", zns.OpWrite, 1000, true, 3096, 0},
-		{"short read", zns.OpRead, 1000, true, 3096, 0},
-		{"no write", zns.OpWrite, 0, false, 4096, syscall.EIO},
-		{"end of file", zns.OpRead, 0, false, 4096, 0},
-		{"interrupted", zns.OpWrite, -int32(syscall.EINTR), true, 4096, 0},
-		{"try again", zns.OpRead, -int32(syscall.EAGAIN), true, 4096, 0},
-		{"no space", zns.OpWrite, -int32(syscall.ENOSPC), false, 4096, syscall.ENOSPC},
+		{"all", zns.OpWrite, 1, 4096, false, 4096, 0},
+		{"short write", zns.OpWrite, 1, 1000, true, 3096, 0},
+		{"short read", zns.OpRead, 1, 1000, true, 3096, 0},
+		{"short direct write", zns.OpWrite, 512, 1024, true, 3072, 0},
+		{"short direct read", zns.OpRead, 512, 1024, true, 3072, 0},
+		{"direct write of part of a sector", zns.OpWrite, 512, 1000, false, 4096, syscall.EIO},
+		{"end of file in a sector", zns.OpRead, 512, 1000, false, 4096, 0},
+		{"end of file in a block", zns.OpRead, 4096, 1024, false, 4096, 0},
+		{"no write", zns.OpWrite, 1, 0, false, 4096, syscall.EIO},
+		{"end of file", zns.OpRead, 1, 0, false, 4096, 0},
+		{"interrupted", zns.OpWrite, 1, -int32(syscall.EINTR), true, 4096, 0},
+		{"try again", zns.OpRead, 1, -int32(syscall.EAGAIN), true, 4096, 0},
+		{"no space", zns.OpWrite, 1, -int32(syscall.ENOSPC), false, 4096, syscall.ENOSPC},
 	} {
+		b.dev.cfg.DataAlign = c.align
 		r := &request{op: &operations[opRead]}
 		r.Op = c.op
-		p := &piece{used: true, mem: make([]byte, 4096)}
-		if again := b.movedPart(r, p, c.res); again != c.again || len(p.mem) != c.left {
+		mem := bytes.Repeat([]byte{1}, 4096)
+		p := &piece{used: true, mem: mem}
+		again := b.movedPart(r, p, c.res)
+		if ended := c.op == zns.OpRead && !c.again; ended && !bytes.Equal(mem[c.res:], make([]byte, 4096-c.res)) {
+			t.Errorf("%s: what lies behind the end is not zero", c.name)
+		}
+		if again != c.again || len(p.mem) != c.left {
 			t.Errorf("%s: again %v with %d bytes left", c.name, again, len(p.mem))
 		}
 		if !errors.Is(r.data.err, c.errno) && (c.errno != 0 || r.data.err != nil) {
