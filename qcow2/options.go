@@ -74,6 +74,15 @@ var options = []option{
 	}},
 }
 
+// CreateOptionNames lists the names of all options.
+func CreateOptionNames() []string {
+	var names []string
+	for _, o := range options {
+		names = append(names, o.name)
+	}
+	return names
+}
+
 // unbuilt are options of qemu-img that are refused by name, unless they have
 // the value that asks for nothing.
 var unbuilt = map[string]string{

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -27,10 +28,15 @@ type attachOptions struct {
 	queues     int
 	depth      int
 	blockSize  int
+	direct     bool
+	readOnly   bool
+	noLock     bool
 	foreground bool
 	// dropShortZone: a short last zone is left out.
 	dropShortZone bool
 	logLevel      string
+	verbose       bool
+	trace         []string
 }
 
 // The background server is this program again, with the locked image and the
@@ -50,9 +56,12 @@ func attachCommand() *cobra.Command {
 		Long: `Attach makes IMAGE a host-managed zoned block device, prints its node,
 /dev/ublkbN, once the device is usable, and serves it in the background until
 qzbd detach or SIGTERM.`,
-		Args: cobra.ExactArgs(1),
+		Args: needs("IMAGE"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			o.image = args[0]
+			if o.verbose {
+				o.logLevel = zapcore.DebugLevel.String()
+			}
 			if err := o.validate(); err != nil {
 				return err
 			}
@@ -71,9 +80,27 @@ qzbd detach or SIGTERM.`,
 	f.IntVar(&o.depth, "depth", 128, "requests in flight per queue")
 	f.IntVar(&o.blockSize, "block-size", 512, "logical block size in bytes, 512 or 4096")
 	f.BoolVar(&o.dropShortZone, "drop-short-zone", false, "leave out a last zone that is shorter than the others, which the kernel does not serve; it stays in the image as it is. Without such a zone the flag does nothing")
+	f.BoolVar(&o.direct, "direct", false, "read and write data past the host's page cache (O_DIRECT)")
+	f.BoolVar(&o.readOnly, "read-only", false, "make a read-only device and write nothing to the image")
+	f.BoolVar(&o.noLock, "no-lock", false, "go on where the file system has no locks: keep other programs away yourself")
 	f.BoolVar(&o.foreground, "foreground", false, "serve in this process; for service managers")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error; debug logs every request")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "log every request: --log-level debug")
+	f.StringSliceVar(&o.trace, "trace", nil, "log what happens in detail: "+strings.Join(traceNames, ", "))
+	completeAttach(cmd)
 	return cmd
+}
+
+// args is what a server in the background is started with, to serve the image
+// path as o says.
+func (o *attachOptions) args(path string) []string {
+	return []string{"attach",
+		fmt.Sprintf("--id=%d", o.id), fmt.Sprintf("--queues=%d", o.queues),
+		fmt.Sprintf("--depth=%d", o.depth), fmt.Sprintf("--block-size=%d", o.blockSize),
+		fmt.Sprintf("--direct=%v", o.direct), fmt.Sprintf("--read-only=%v", o.readOnly),
+		fmt.Sprintf("--no-lock=%v", o.noLock), fmt.Sprintf("--drop-short-zone=%v", o.dropShortZone),
+		"--log-level=" + o.logLevel,
+		"--trace=" + strings.Join(o.trace, ","), "--", path}
 }
 
 func (o *attachOptions) validate() error {
@@ -93,39 +120,43 @@ func (o *attachOptions) validate() error {
 	if _, err := zapcore.ParseLevel(o.logLevel); err != nil {
 		errs = append(errs, fmt.Errorf("--log-level %s: choose debug, info, warn or error", o.logLevel))
 	}
+	for _, name := range o.trace {
+		if !slices.Contains(traceNames, name) {
+			errs = append(errs, fmt.Errorf("--trace %s: there is no such trace: choose %s", name, strings.Join(traceNames, ", ")))
+		}
+	}
 	return errors.Join(errs...)
 }
 
-// openImage opens and locks the image for writing. The lock belongs to the
-// returned file.
-func openImage(path string) (*os.File, error) {
-	f, err := openFile(path, os.O_RDWR)
-	if err != nil {
-		return nil, err
-	}
-	if err := qcow2.Lock(f, true); err != nil {
-		return nil, errors.Join(explainInUse(err, path), f.Close())
-	}
-	return f, nil
+// lock locks the image, unless --no-lock goes on where nothing can be locked.
+func (o *attachOptions) lock(f *os.File, write bool) error {
+	return o.withoutLocks(qcow2.Lock(f, write), func() []*state {
+		list, _ := findStates(f.Name())
+		return list
+	})
 }
 
-// openFile opens a regular file. Anything else is refused before it is opened,
-// which may wait for ever.
-func openFile(path string, flag int) (*os.File, error) {
-	st, err := os.Stat(path)
-	if err != nil {
-		return nil, err
+// withoutLocks judges what locking the image said. Of our own servers we know
+// without locks: attached lists those that have it.
+func (o *attachOptions) withoutLocks(err error, attached func() []*state) error {
+	switch {
+	case !errors.Is(err, qcow2.ErrNoLocks):
+		return err
+	case !o.noLock:
+		return fmt.Errorf("%w; with --no-lock it is attached all the same", err)
 	}
-	if !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file: an image is one", path)
+	for _, s := range attached() {
+		if s.alive() && !(s.ReadOnly && o.readOnly) {
+			return fmt.Errorf("%s: %w", o.image, qcow2.ErrInUse)
+		}
 	}
-	return os.OpenFile(path, flag, 0)
+	return nil
 }
 
 // attachAndReturn starts the server in the background and waits until it is
 // ready or has failed.
 func attachAndReturn(o *attachOptions) error {
-	image, err := openImage(o.image)
+	image, err := openImage(o.image, !o.readOnly, o.lock)
 	if err != nil {
 		return err
 	}
@@ -143,10 +174,7 @@ func attachAndReturn(o *attachOptions) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(self, "attach", abs,
-		fmt.Sprintf("--id=%d", o.id), fmt.Sprintf("--queues=%d", o.queues),
-		fmt.Sprintf("--depth=%d", o.depth), fmt.Sprintf("--block-size=%d", o.blockSize),
-		fmt.Sprintf("--drop-short-zone=%v", o.dropShortZone), "--log-level="+o.logLevel)
+	cmd := exec.Command(self, o.args(abs)...)
 	cmd.Env = append(os.Environ(), backgroundEnv+"=1")
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{image, w} // imageFD, readyFD
@@ -208,7 +236,7 @@ func attachInBackground(o *attachOptions) error {
 }
 
 func attachInForeground(o *attachOptions) error {
-	image, err := openImage(o.image)
+	image, err := openImage(o.image, !o.readOnly, o.lock)
 	if err != nil {
 		return err
 	}

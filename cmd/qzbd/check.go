@@ -26,7 +26,8 @@ from them. An image that was not closed is brought into order by both. After a
 repair the image is checked again, and that decides the exit status. Data below
 the write pointers and in conventional zones is never touched: an image whose
 mappings there contradict each other is left as it is.`,
-		Args: cobra.ExactArgs(1),
+		Args:              needs("IMAGE"),
+		ValidArgsFunction: completeImage,
 		RunE: func(_ *cobra.Command, args []string) error {
 			var rep *qcow2.CheckReport
 			var err error
@@ -53,6 +54,7 @@ mappings there contradict each other is left as it is.`,
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.Flags().StringVarP(&repair, "repair", "r", "", "repair the image: leaks, or all that can be without losing data")
+	completeFlag(cmd, "repair", words("leaks", "all"))
 	return cmd
 }
 
@@ -63,7 +65,7 @@ func checkImage(image string) (*qcow2.CheckReport, error) {
 	}
 	defer f.Close()
 	if err := qcow2.Lock(f, false); err != nil && !errors.Is(err, qcow2.ErrNoLocks) {
-		return nil, explainInUse(err, image)
+		return nil, explainInUse(err, f)
 	}
 	rep, err := qcow2.Check(qcow2.NewOSFile(f), nil)
 	if err != nil {
@@ -79,7 +81,7 @@ func repairImage(image, how string, quiet bool) (*qcow2.CheckReport, error) {
 	if err != nil {
 		return nil, fmt.Errorf("-r %s: %w", how, err)
 	}
-	f, err := openImage(image)
+	f, err := openImage(image, true, qcow2.Lock)
 	if err != nil {
 		return nil, err
 	}
@@ -104,14 +106,6 @@ func printFixed(rep *qcow2.CheckReport) {
 			rep.LeaksFixed, rep.CorruptionsFixed)
 	}
 	fmt.Println("Double checking the fixed image now...")
-}
-
-// explainInUse says which of our devices has the image.
-func explainInUse(err error, image string) error {
-	if s, _ := findState(image); s != nil && s.alive() {
-		return fmt.Errorf("%s is attached as %s: detach it first", image, s.Device)
-	}
-	return err
 }
 
 func printMessages(rep *qcow2.CheckReport) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -19,14 +20,20 @@ func createCommand() *cobra.Command {
 those of qemu-img create; -o help lists them. Sizes take the suffixes K, M, G,
 T, P and E. An image of that name is replaced, unless it is in use.`,
 		Example: `  qzbd create -o zone.size=64M,zone.max_open_zones=6,zone.max_active_zones=8 z.qcow2 768M`,
-		Args:    cobra.RangeArgs(0, 2),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 2 {
+				return usageError(cmd, fmt.Errorf("create takes an image and a size, not %q as well", args[2]))
+			}
+			return nil
+		},
+		ValidArgsFunction: completeImage,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if asksForHelp(options) {
 				fmt.Print(qcow2.CreateOptionsHelp())
 				return nil
 			}
 			if len(args) == 0 {
-				return fmt.Errorf("create needs the name of the image: %s", cmd.UseLine())
+				return usageError(cmd, errors.New("create needs the name of the image"))
 			}
 			size := ""
 			if len(args) == 2 {
@@ -44,6 +51,7 @@ T, P and E. An image of that name is replaced, unless it is in use.`,
 	}
 	// An array, not a slice: the value's commas are the options' own.
 	cmd.Flags().StringArrayVarP(&options, "option", "o", nil, "options, comma separated; -o help lists them")
+	completeFlag(cmd, "option", completeCreateOptions)
 	return cmd
 }
 

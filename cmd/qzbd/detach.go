@@ -17,9 +17,10 @@ func detachCommand() *cobra.Command {
 		Short: "Stop serving an image and remove its device",
 		Long: `Detach commits everything to the image, removes the device and returns when
 both are done. A device that is mounted or open is left alone.`,
-		Args: func(_ *cobra.Command, args []string) error {
+		ValidArgsFunction: completeAttached,
+		Args: func(cmd *cobra.Command, args []string) error {
 			if all != (len(args) == 0) || len(args) > 1 {
-				return errors.New("detach takes one device or image, or --all")
+				return usageError(cmd, errors.New("detach takes one device or image, or --all"))
 			}
 			return nil
 		},
@@ -27,14 +28,17 @@ both are done. A device that is mounted or open is left alone.`,
 			if all {
 				return detachAll()
 			}
-			s, err := findState(args[0])
+			list, err := findStates(args[0])
 			if err != nil {
 				return err
 			}
-			if s == nil {
+			switch {
+			case len(list) == 0:
 				return fmt.Errorf("%s is not attached: qzbd list shows what is", args[0])
+			case len(list) > 1 && list[0].alive():
+				return fmt.Errorf("%s is attached as %s: say which of them to detach", args[0], devicesOf(list))
 			}
-			return detach(s)
+			return detachEach(list)
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "detach every device of qzbd")
@@ -46,6 +50,10 @@ func detachAll() error {
 	if err != nil {
 		return err
 	}
+	return detachEach(list)
+}
+
+func detachEach(list []*state) error {
 	var errs []error
 	for _, s := range list {
 		errs = append(errs, detach(s))

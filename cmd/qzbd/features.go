@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"math/bits"
 	"os"
@@ -18,14 +19,9 @@ func featuresCommand() *cobra.Command {
 		Short: "Show what this kernel's ublk driver offers",
 		Long: `Features lists the features of the kernel's ublk driver, which of them qzbd
 needs, and for the missing ones the kernel version that brought them.`,
-		Args: cobra.NoArgs,
+		Args: needs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := ublk.Open()
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			have, err := c.Features(cmd.Context())
+			have, err := kernelFeatures(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -34,6 +30,16 @@ needs, and for the missing ones the kernel version that brought them.`,
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// kernelFeatures asks the running kernel what its driver can do.
+func kernelFeatures(ctx context.Context) (ublk.Features, error) {
+	c, err := ublk.Open()
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	return c.Features(ctx)
 }
 
 // featureJSON is one element of features --json.

@@ -31,7 +31,9 @@ func holders(node string) (who []string, passing bool, err error) {
 		who = append(who, "used by "+stackedName(e.Name()))
 	}
 	passing = len(who) == 0
-	who = append(who, openersOf(st.Rdev)...)
+	who = append(who, openersOf(func(o *unix.Stat_t) bool {
+		return o.Mode&unix.S_IFMT == unix.S_IFBLK && o.Rdev == st.Rdev
+	})...)
 	if len(who) > 0 {
 		return who, passing, nil
 	}
@@ -85,13 +87,14 @@ func mountsOf(node, devno string) []string {
 	return who
 }
 
-func openersOf(rdev uint64) []string {
+// openersOf names the processes that have a file open, but this one.
+func openersOf(is func(*unix.Stat_t) bool) []string {
 	fds, _ := filepath.Glob("/proc/[0-9]*/fd/*")
 	var who []string
 	seen := map[string]bool{}
 	for _, fd := range fds {
 		var st unix.Stat_t
-		if unix.Stat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK || st.Rdev != rdev {
+		if unix.Stat(fd, &st) != nil || !is(&st) {
 			continue
 		}
 		pid := strings.Split(fd, "/")[2]

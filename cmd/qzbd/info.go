@@ -18,7 +18,8 @@ func infoCommand() *cobra.Command {
 		Short: "Describe an image",
 		Long: `Info describes an image: header, zones, limits and the space it takes. Of an
 attached image it counts the zones as the device reports them.`,
-		Args: cobra.ExactArgs(1),
+		Args:              needs("IMAGE"),
+		ValidArgsFunction: completeImage,
 		RunE: func(_ *cobra.Command, args []string) error {
 			info, err := readInfo(args[0])
 			if err != nil {

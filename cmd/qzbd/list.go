@@ -32,7 +32,7 @@ func listCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the devices of qzbd",
-		Args:  cobra.NoArgs,
+		Args:  needs(),
 		RunE: func(*cobra.Command, []string) error {
 			all, err := states()
 			if err != nil {

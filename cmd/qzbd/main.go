@@ -64,7 +64,11 @@ block device, /dev/ublkbN, through the kernel's ublk driver.`,
 		Version:       version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
+		Args:          noSuchCommand,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	root.SuggestionsMinimumDistance = 2
+	root.SetFlagErrorFunc(usageError)
 	root.SetVersionTemplate("qzbd {{.Version}}\n")
 	root.AddCommand(
 		createCommand(), infoCommand(), checkCommand(), zonesCommand(),

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -25,6 +26,7 @@ type server struct {
 	image *qcow2.Image
 	log   *zap.Logger
 	stop  chan os.Signal
+	trace *zoneTrace // nil: off
 	// failed receives the reason why the image takes no more writes (I8).
 	failed chan error
 
@@ -45,7 +47,14 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
 	defer signal.Stop(srv.stop)
 
-	var err error
+	// An image is not even mended for a machine that cannot serve it.
+	features, err := kernelFeatures(context.Background())
+	if err == nil {
+		err = features.Check()
+	}
+	if err != nil {
+		return errors.Join(err, file.Close())
+	}
 	if srv.state, err = newState(o, file); err != nil {
 		return errors.Join(err, file.Close())
 	}
@@ -57,14 +66,21 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 	if err != nil {
 		return errors.Join(fmt.Errorf("%s: %w", o.image, err), f.Close())
 	}
+	var needs qcow2.Direct
+	if o.direct {
+		if needs, err = useDirect(o, f); err != nil {
+			return errors.Join(err, f.Close())
+		}
+	}
 	srv.image, err = qcow2.Open(f, qcow2.Options{
+		ReadOnly:     o.readOnly,
 		SyncInterval: qcow2.DefaultSyncInterval,
 		OnFail:       srv.imageFailed,
 	})
 	if err != nil {
-		return errors.Join(fmt.Errorf("%s: %w", o.image, err), file.Close())
+		return errors.Join(fmt.Errorf("%s: %w", o.image, err), f.Close())
 	}
-	dev, err := srv.start(o, g, int(file.Fd()))
+	dev, err := srv.start(o, g, f.DataFD(), needs.Offset)
 	if err != nil { // the device never was
 		return errors.Join(err, srv.end())
 	}
@@ -130,14 +146,22 @@ func (srv *server) plan(o *attachOptions, f qcow2.File) (zns.Geometry, error) {
 // start makes a device of the image. Its state is there before the device is,
 // so that even a server killed in between leaves nothing that detach cannot
 // find.
-func (srv *server) start(o *attachOptions, g zns.Geometry, fd int) (*ublk.Device, error) {
-	target, err := zns.New(g, srv.image)
+func (srv *server) start(o *attachOptions, g zns.Geometry, fd, align int) (*ublk.Device, error) {
+	var options []zns.Option
+	if o.readOnly {
+		options = append(options, zns.ReadOnly())
+	}
+	if slices.Contains(o.trace, "zones") {
+		srv.trace = startZoneTrace(g.ZoneSize, srv.log)
+		options = append(options, zns.Watch(srv.trace.add))
+	}
+	target, err := zns.New(g, srv.image, options...)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.image, err)
 	}
 	dev, err := ublk.Start(context.Background(), ublk.Config{
-		ID: o.id, Queues: o.queues, Depth: o.depth, DataFD: fd, Logger: srv.log,
-		Added: srv.added, Ended: srv.end,
+		ID: o.id, Queues: o.queues, Depth: o.depth, DataFD: fd, DataAlign: align,
+		ReadOnly: o.readOnly, Logger: srv.log, Added: srv.added, Ended: srv.end,
 	}, target)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.image, err)
@@ -165,6 +189,9 @@ func (srv *server) end() error {
 		return nil
 	}
 	srv.closed = true
+	if srv.trace != nil {
+		srv.trace.close() // no request is left that could change a zone
+	}
 	s := srv.state
 	err := srv.image.Close()
 	if err != nil {
@@ -182,7 +209,10 @@ func (srv *server) end() error {
 
 // newState fills in what is known before there is a device.
 func newState(o *attachOptions, image *os.File) (*state, error) {
-	s := &state{PID: os.Getpid(), Queues: o.queues, Depth: o.depth, Attached: time.Now().UTC()}
+	s := &state{
+		PID: os.Getpid(), Queues: o.queues, Depth: o.depth, BlockSize: o.blockSize,
+		ReadOnly: o.readOnly, Direct: o.direct, Attached: time.Now().UTC(),
+	}
 	var err error
 	if s.Started, err = processStart(s.PID); err != nil {
 		return nil, err

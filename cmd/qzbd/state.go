@@ -26,16 +26,20 @@ const stateRoot = "/run/qzbd"
 
 // state is /run/qzbd/<id>/state.json, written by the server.
 type state struct {
-	ID       int       `json:"id"`
-	Device   string    `json:"device"`
-	Image    string    `json:"image"`
-	Dev      uint64    `json:"image-dev"`
-	Ino      uint64    `json:"image-ino"`
-	PID      int       `json:"pid"`
-	Started  uint64    `json:"pid-start"` // clock ticks after boot, against reused pids
-	Queues   int       `json:"queues"`
-	Depth    int       `json:"depth"`
-	Attached time.Time `json:"attached"`
+	ID      int    `json:"id"`
+	Device  string `json:"device"`
+	Image   string `json:"image"`
+	Dev     uint64 `json:"image-dev"`
+	Ino     uint64 `json:"image-ino"`
+	PID     int    `json:"pid"`
+	Started uint64 `json:"pid-start"` // clock ticks after boot, against reused pids
+	Queues  int    `json:"queues"`
+	Depth   int    `json:"depth"`
+
+	BlockSize int       `json:"block-size"`
+	ReadOnly  bool      `json:"read-only"`
+	Direct    bool      `json:"direct"`
+	Attached  time.Time `json:"attached"`
 	// Failure is what made the image fail or the stop go wrong.
 	Failure string `json:"failure,omitempty"`
 }
@@ -129,9 +133,10 @@ func states() ([]*state, error) {
 	return all, nil
 }
 
-// findState returns the state of the device that name, a node or an image,
-// belongs to, or nil. Of an image the live device comes before dead ones.
-func findState(name string) (*state, error) {
+// findStates returns the states of the devices that name, a node or an image,
+// belongs to: live ones, or if there are none those that dead servers have
+// left. Only an image attached read-only has several live ones.
+func findStates(name string) ([]*state, error) {
 	all, err := states()
 	if err != nil {
 		return nil, err
@@ -145,17 +150,36 @@ func findState(name string) (*state, error) {
 	}
 	var st unix.Stat_t
 	isFile := unix.Stat(name, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG
-	var dead *state
+	var live, dead []*state
 	for _, s := range all {
-		if s.Device != node && !(isFile && st.Dev == s.Dev && st.Ino == s.Ino) {
-			continue
+		switch {
+		case s.Device != node && !(isFile && st.Dev == s.Dev && st.Ino == s.Ino):
+		case s.alive():
+			live = append(live, s)
+		default:
+			dead = append(dead, s)
 		}
-		if s.alive() {
-			return s, nil
-		}
-		dead = s
+	}
+	if len(live) > 0 {
+		return live, nil
 	}
 	return dead, nil
+}
+
+// devicesOf names the nodes of states in a sentence.
+func devicesOf(list []*state) string {
+	var b strings.Builder
+	for i, s := range list {
+		switch {
+		case i == 0:
+		case i == len(list)-1:
+			b.WriteString(" and ")
+		default:
+			b.WriteString(", ")
+		}
+		b.WriteString(s.Device)
+	}
+	return b.String()
 }
 
 // signalAndWait sends sig to the server and waits until it is gone. The pidfd

@@ -21,7 +21,8 @@ func zonesCommand() *cobra.Command {
 		Long: `Zones prints the lines of blkzone report, in sectors of 512 bytes: of a device
 live, of an image from the file. An attached image is reported live. The write
 pointer of a full zone is shown as its capacity.`,
-		Args: cobra.ExactArgs(1),
+		Args:              needs("IMAGE or a device"),
+		ValidArgsFunction: completeImageOrDevice,
 		RunE: func(_ *cobra.Command, args []string) error {
 			zones, err := readZones(args[0])
 			if err != nil {
@@ -41,7 +42,7 @@ pointer of a full zone is shown as its capacity.`,
 func readZones(name string) ([]zns.Zone, error) {
 	st, err := os.Stat(name)
 	if err != nil {
-		return nil, err
+		return nil, explainOpen(err)
 	}
 	if st.Mode()&os.ModeDevice != 0 {
 		return ublk.ReportZones(name)
@@ -64,10 +65,11 @@ func readZones(name string) ([]zns.Zone, error) {
 // liveState returns the state of the server that has the image attached, and
 // says that its device is what answers.
 func liveState(image string) *state {
-	s, err := findState(image)
-	if err != nil || s == nil || !s.alive() {
+	list, err := findStates(image)
+	if err != nil || len(list) == 0 || !list[0].alive() {
 		return nil
 	}
+	s := list[0] // others are read-only as well, and say the same
 	fmt.Fprintf(os.Stderr, "%s is attached: reporting %s\n", image, s.Device)
 	return s
 }

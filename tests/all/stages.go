@@ -209,6 +209,7 @@ func kernelTest(ctx context.Context, r *report, series vm.Series, run, pkg, bina
 		Env:     []string{"QZBD_BIN=" + qzbd},
 		Tools:   true,
 		Out:     filepath.Join("bin", "test", filepath.Base(binary)+"-"+string(series)),
+		Scratch: "4G",
 		Stdout:  stdin,
 		Stderr:  io.MultiWriter(r.log, &stderr),
 		Log:     io.MultiWriter(r.log, &said),

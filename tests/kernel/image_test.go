@@ -144,6 +144,8 @@ type listed struct {
 	State  string `json:"state"`
 	PID    int    `json:"pid"`
 	Queues int    `json:"queues"`
+
+	ReadOnly bool `json:"read-only"`
 }
 
 func (h *host) list() []listed {
