@@ -6,6 +6,7 @@ export GOFLAGS := $(filter-out -ldflags=%,$(shell go env GOFLAGS)) -ldflags=-che
 PREFIX ?= /usr
 UNITDIR ?= /usr/lib/systemd/system
 MODULESDIR ?= /usr/lib/modules-load.d
+SHARE = $(DESTDIR)$(PREFIX)/share
 FUZZTIME ?= 20s
 
 .PHONY: build vm driver install demo test unit race fuzz vm-test test-native lint clean
@@ -21,6 +22,10 @@ install: build
 	install -d $(DESTDIR)$(UNITDIR)
 	sed 's|/usr/bin/qzbd|$(PREFIX)/bin/qzbd|' systemd/qzbd@.service > $(DESTDIR)$(UNITDIR)/qzbd@.service
 	install -D -m 644 systemd/qzbd.conf $(DESTDIR)$(MODULESDIR)/qzbd.conf
+	install -d $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
+	bin/qzbd completion bash > $(SHARE)/bash-completion/completions/qzbd
+	bin/qzbd completion zsh > $(SHARE)/zsh/site-functions/_qzbd
+	bin/qzbd completion fish > $(SHARE)/fish/vendor_completions.d/qzbd.fish
 
 demo: build vm
 	go run ./tests/demo
