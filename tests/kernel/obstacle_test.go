@@ -144,23 +144,3 @@ func zombie(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && strings.Contains(string(b), ") Z ")
 }
-
-func TestAMistypedCommandIsOneLineWithAHint(t *testing.T) {
-	h := begin(t)
-	for _, c := range []struct{ line, want string }{
-		{"atach x", "attach"},
-		{"nonsense", "qzbd --help"},
-		{"attach", "attach needs IMAGE: see `qzbd attach --help`"},
-		{"attach a b", `"b"`},
-		{"attach --colour a", "unknown flag: --colour: see `qzbd attach --help`"},
-		{"attach --queues many a", `"many"`},
-		{"attach --trace everything a", "choose zones"},
-		{"detach", "see `qzbd detach --help`"},
-		{"create", "see `qzbd create --help`"},
-		{"check --repair none a", "leaks or all"},
-	} {
-		says(t, h.refused(qzbd, strings.Fields(c.line)...), c.want)
-	}
-	says(t, h.run(qzbd), "Usage:", "attach", "detach")
-	says(t, h.run(qzbd, "--version"), "qzbd ")
-}
