@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -37,6 +38,7 @@ type attachOptions struct {
 	logLevel      string
 	verbose       bool
 	trace         []string
+	progress      func(done, total int64) // of opening the image
 }
 
 // The background server is this program again, with the locked image and the
@@ -187,23 +189,38 @@ func attachAndReturn(o *attachOptions) error {
 	if err := w.Close(); err != nil {
 		return err
 	}
-	return awaitReady(cmd, r)
+	p := newProgress("reading the mappings of " + o.image)
+	node, err := awaitReady(cmd, r, p.update)
+	p.end()
+	if err == nil {
+		fmt.Println(node)
+	}
+	return err
 }
 
-// awaitReady reads what the server says over the pipe: "ready NODE" or "error
+// awaitReady returns the node that the server says is ready. It reads from the
+// pipe any number of "progress DONE TOTAL", then "ready NODE" or "error
 // MESSAGE".
-func awaitReady(cmd *exec.Cmd, r io.Reader) error {
-	line, err := bufio.NewReader(r).ReadString('\n')
-	if err != nil {
-		return fmt.Errorf("the server died before the device was usable (%v)", cmd.Wait())
+func awaitReady(cmd *exec.Cmd, pipe io.Reader, progress func(done, total int64)) (node string, err error) {
+	for r := bufio.NewReader(pipe); ; {
+		line, err := r.ReadString('\n')
+		if err != nil {
+			return "", fmt.Errorf("the server died before the device was usable (%v)", cmd.Wait())
+		}
+		word, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+		switch word {
+		case "progress":
+			var done, total int64
+			if _, err := fmt.Sscan(rest, &done, &total); err == nil {
+				progress(done, total)
+			}
+		case "ready":
+			return rest, cmd.Process.Release()
+		default:
+			_ = cmd.Wait() // its exit status says less than the message
+			return "", errors.New(strings.ReplaceAll(rest, "\x00", "\n"))
+		}
 	}
-	word, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
-	if word == "ready" {
-		fmt.Println(rest)
-		return cmd.Process.Release()
-	}
-	_ = cmd.Wait() // its exit status says less than the message
-	return errors.New(strings.ReplaceAll(rest, "\x00", "\n"))
 }
 
 // attachInBackground is the server's side of attachAndReturn.
@@ -213,6 +230,7 @@ func attachInBackground(o *attachOptions) error {
 	image, pipe := os.NewFile(imageFD, o.image), os.NewFile(readyFD, "readiness pipe")
 	log := &lateFile{}
 	logger := newLogger(o.logLevel, log)
+	o.progress = throttle(time.Now, tellProgress(pipe))
 	ready := false
 	err := serve(o, image, logger, func(s *state) error {
 		if err := log.open(s.logPath()); err != nil {
@@ -240,7 +258,11 @@ func attachInForeground(o *attachOptions) error {
 	if err != nil {
 		return err
 	}
+	p := newProgress("reading the mappings of " + o.image)
+	defer p.end()
+	o.progress = p.update
 	return serve(o, image, newLogger(o.logLevel, os.Stderr), func(s *state) error {
+		p.end()
 		fmt.Println(s.Device)
 		return nil
 	})

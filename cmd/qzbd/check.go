@@ -67,7 +67,9 @@ func checkImage(image string) (*qcow2.CheckReport, error) {
 	if err := qcow2.Lock(f, false); err != nil && !errors.Is(err, qcow2.ErrNoLocks) {
 		return nil, explainInUse(err, f)
 	}
-	rep, err := qcow2.Check(qcow2.NewOSFile(f), nil)
+	p := newProgress("checking " + image)
+	rep, err := qcow2.Check(qcow2.NewOSFile(f), p.update)
+	p.end()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", image, err)
 	}
@@ -86,7 +88,9 @@ func repairImage(image, how string, quiet bool) (*qcow2.CheckReport, error) {
 		return nil, err
 	}
 	defer f.Close()
-	before, after, err := qcow2.Repair(qcow2.NewOSFile(f), mode, nil)
+	p := newProgress("checking "+image, "repairing "+image, "checking "+image+" again")
+	before, after, err := qcow2.Repair(qcow2.NewOSFile(f), mode, p.update)
+	p.end()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", image, err)
 	}

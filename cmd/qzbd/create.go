@@ -46,6 +46,9 @@ T, P and E. An image of that name is replaced, unless it is in use.`,
 			for _, w := range warnings {
 				fmt.Fprintln(os.Stderr, "qzbd: warning:", w)
 			}
+			p := newProgress("preallocating " + args[0])
+			defer p.end()
+			o.Progress = p.update
 			return qcow2.Create(args[0], o)
 		},
 	}

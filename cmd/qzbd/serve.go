@@ -76,6 +76,7 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 		ReadOnly:     o.readOnly,
 		SyncInterval: qcow2.DefaultSyncInterval,
 		OnFail:       srv.imageFailed,
+		Progress:     o.progress,
 	})
 	if err != nil {
 		return errors.Join(fmt.Errorf("%s: %w", o.image, err), f.Close())
