@@ -152,6 +152,9 @@ func (m *machine) qemuArgs() []string {
 		args = append(args, "-virtfs", fmt.Sprintf("local,path=%s,mount_tag=%s,security_model=none,multidevs=remap%s",
 			comma(share.path), share.tag, share.more))
 	}
+	for _, socket := range m.o.NBD {
+		args = append(args, "-drive", "if=virtio,format=raw,cache=writeback,discard=unmap,file.driver=nbd,file.server.type=unix,file.server.path="+comma(socket))
+	}
 	disks := m.o.Disks
 	if m.o.Scratch != "" {
 		disks = append(disks[:len(disks):len(disks)], m.path("scratch"))

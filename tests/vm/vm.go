@@ -57,7 +57,8 @@ type Options struct {
 	Dir string   // working directory; default: the current one
 	Env []string // in addition to PATH, HOME, GO* and QZBD_* of this process
 
-	Disks   []string // raw images, /dev/vda and on
+	NBD     []string // unix sockets of NBD servers with a volatile cache, /dev/vda and on
+	Disks   []string // raw images, after those
 	Scratch string   // size of an ext4 file system at $QZBD_VM_SCRATCH, for example 8G
 	Out     string   // host's directory to appear as $QZBD_VM_OUT
 	Tools   bool     // have $QZBD_TOOLS name the root of [EnsureTools]
@@ -215,7 +216,7 @@ func newJob(o Options, k Kernel, argv []string) (*guest.Job, error) {
 		Timeout: o.Timeout,
 		Release: k.Release,
 		Modules: k.modules(),
-		Disks:   len(o.Disks),
+		Disks:   len(o.NBD) + len(o.Disks),
 	}
 	if o.Scratch != "" {
 		job.Disks++

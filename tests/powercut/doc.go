@@ -1,0 +1,12 @@
+// Package powercut takes the power from a virtual machine whose disk the test
+// owns, at random moments while the device on that disk is in use, and looks
+// at what is left.
+//
+// The disk is a crashfile.File behind package nbd: a volatile cache that loses,
+// keeps or reorders, at the cut, what the guest's last flush of the disk did not
+// cover. On it are an ext4 and the image; the guest's own page cache is lost
+// besides. worker is what runs inside; it says over the machine's standard
+// output what is durable, and after the next boot that has to be there.
+//
+// Tests have the build tag machine. Flags: -powercuts, -seed, -kernel.
+package powercut
