@@ -622,8 +622,17 @@ func (h *host) limit() int64 {
 	return n + n/2 + 1024
 }
 
-// close closes the image and opens it again.
+// reopen closes the image and opens it again.
 func (h *host) reopen() error {
+	h.t.Helper()
+	if err := h.shut(); err != nil {
+		return err
+	}
+	return h.open()
+}
+
+// shut closes the image in order.
+func (h *host) shut() error {
 	h.t.Helper()
 	h.drain()
 	h.check()
@@ -642,6 +651,6 @@ func (h *host) reopen() error {
 			}
 		}
 	}
-	h.note("closed and opened")
-	return h.open()
+	h.note("closed")
+	return nil
 }
