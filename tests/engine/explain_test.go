@@ -350,7 +350,7 @@ func (t *teller) end(l *line, o *op) bool {
 	if (errors.Is(o.err, errData) || errors.Is(o.err, errSpace)) && !z.list[k].above {
 		z.list[k].failed = true
 		for i := k + 1; i < int(z.n); i++ {
-			z.list[i].above = z.list[i].above || !z.list[i].failed
+			z.list[i].above = true
 		}
 	}
 	opened, last := false, reserved{}
@@ -364,7 +364,7 @@ func (t *teller) end(l *line, o *op) bool {
 		bad := last.failed || last.above
 		switch { // the answer must be this one
 		case last.above && !errors.Is(p.err, zns.ErrAborted),
-			last.failed && !errors.Is(p.err, errData) && !errors.Is(p.err, errSpace),
+			last.failed && !last.above && !errors.Is(p.err, errData) && !errors.Is(p.err, errSpace),
 			!bad && p.err != nil && !errors.Is(p.err, errSync):
 			return false
 		}

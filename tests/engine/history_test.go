@@ -63,6 +63,7 @@ func TestEveryHistoryHasAnExplanationInAnImage(t *testing.T) {
 		if err := x.open(); err != nil {
 			t.Fatal(err)
 		}
+		defer func() { x.im.Abandon() }()
 		h := newHistory(t, rng, x.g, &rough{Media: x.im, file: x.disk})
 		lines := h.explained()
 		if rng.IntN(2) == 0 {
@@ -79,7 +80,6 @@ func TestEveryHistoryHasAnExplanationInAnImage(t *testing.T) {
 		if err := x.open(); err != nil {
 			t.Fatal(err)
 		}
-		defer x.im.Abandon()
 		lines.reopened(h, x.dev, x.disk)
 	})
 }
