@@ -22,24 +22,27 @@ type extensions struct {
 // extensions).
 func readExtensions(f File, h *Header, fileSize int64) (extensions, error) {
 	x := extensions{types: make(map[uint32]bool)}
-	area := make([]byte, max(0, min(h.ClusterSize(), fileSize)-int64(h.HeaderLength)))
-	if err := readPadded(f, area, int64(h.HeaderLength)); err != nil {
-		return x, fmt.Errorf("read header extensions: %w", err)
-	}
-	at := int64(h.HeaderLength)
-	for n := 0; len(area) >= 8; n++ {
-		kind, length := binary.BigEndian.Uint32(area), binary.BigEndian.Uint32(area[4:])
+	at, end := int64(h.HeaderLength), min(h.ClusterSize(), fileSize)
+	for n := 0; end-at >= 8; n++ {
+		var head [8]byte
+		if err := readPadded(f, head[:], at); err != nil {
+			return x, fmt.Errorf("read header extensions: %w", err)
+		}
+		kind, length := binary.BigEndian.Uint32(head[:]), int64(binary.BigEndian.Uint32(head[4:]))
 		if kind == extEnd {
 			break
 		}
-		if int64(length) > int64(len(area)-8) {
+		if length > end-at-8 {
 			return x, fmt.Errorf("header extension %#08x at %d is %d bytes long: only %d are left in the first cluster",
-				kind, at, length, len(area)-8)
+				kind, at, length, end-at-8)
 		}
 		if n == maxExtensions {
 			return x, fmt.Errorf("the header has more than %d extensions", maxExtensions)
 		}
-		data := bytes.Clone(area[8 : 8+length])
+		data := make([]byte, length) // less than a cluster
+		if err := readPadded(f, data, at+8); err != nil {
+			return x, fmt.Errorf("read header extensions: %w", err)
+		}
 		switch {
 		case kind == extZoned && x.types[kind]:
 			return x, fmt.Errorf("header extension %#08x (zoned) at %d is there twice", kind, at)
@@ -51,8 +54,7 @@ func readExtensions(f File, h *Header, fileSize int64) (extensions, error) {
 			x.unknown = append(x.unknown, Extension{kind, data})
 		}
 		x.types[kind] = true
-		step := min(8+(int(length)+7)&^7, len(area))
-		area, at = area[step:], at+int64(step)
+		at += 8 + (length+7)&^7
 	}
 	return x, nil
 }
