@@ -173,24 +173,23 @@ func (c *checker) lowerRefcounts() error {
 	}
 	fileEnd := c.h.roundUp(c.rep.ImageEnd) >> c.h.ClusterBits
 	err := c.eachBlock(func(i int64, block []byte) error {
-		n, changed := c.h.refBlockEntries(), false
-		for k := range n {
-			cluster := i*n + k
+		changed := false
+		c.eachRefcount(i, block, func(cluster int64, k int) {
 			refs := c.refs.count(cluster)
-			if refcountAt(block, c.h.RefcountOrder, int(k)) <= refs {
-				continue
+			if refcountAt(block, c.h.RefcountOrder, k) <= refs {
+				return
 			}
-			setRefcount(block, c.h.RefcountOrder, int(k), refs)
+			setRefcount(block, c.h.RefcountOrder, k, refs)
 			changed = true
 			if refs != 0 || cluster >= fileEnd {
-				continue
+				return
 			}
 			if free.end() != cluster {
 				punch()
 				free = run{start: cluster}
 			}
 			free.n++
-		}
+		})
 		if !changed {
 			return nil
 		}
