@@ -312,6 +312,11 @@ func (im *Image) extend(n int64) error {
 	old := a.length()
 	step := max(growBytes>>im.clusterBits, a.limit/growShare)
 	step = max(n, min(step, a.limit-old))
+	if most := int64(maxFileBytes)>>im.clusterBits - old; n > most {
+		return fmt.Errorf("extend the image by %d bytes: it is %d bytes long, and must not get longer than %d", n<<im.clusterBits, old<<im.clusterBits, int64(maxFileBytes))
+	} else if step > most {
+		step = most
+	}
 	err := im.f.Truncate((old + step) << im.clusterBits)
 	if err != nil && step > n {
 		step = n

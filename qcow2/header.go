@@ -150,6 +150,9 @@ func readFields(f File) (*Header, error) {
 	if m := be.Uint32(fixed[offMagic:]); m != magic {
 		return nil, fmt.Errorf("not a qcow2 image: it begins with %#08x, not %#08x", m, uint32(magic))
 	}
+	if size > maxFileBytes {
+		return nil, fmt.Errorf("the file is %d bytes long: entries can refer to the first %d only", size, int64(maxFileBytes))
+	}
 	h := &Header{
 		Version:          be.Uint32(fixed[offVersion:]),
 		ClusterBits:      be.Uint32(fixed[offClusterBits:]),

@@ -12,6 +12,10 @@ const (
 	maxL1Bytes       = 32 << 20
 	maxRefTableBytes = 8 << 20
 
+	// maxFileBytes is the end of what L1 and L2 entries can refer to: their
+	// offsets have 56 bits. It keeps all sums of offsets far from overflows.
+	maxFileBytes = 1 << 56
+
 	// maxExtensions bounds a list that a header of empty extensions could make
 	// a quarter of a million long. QEMU writes six at most.
 	maxExtensions = 256

@@ -114,14 +114,12 @@ func (r *rebuilder) plan() error {
 	for c := r.table.start; c < r.table.end(); c++ {
 		stays = stays && !r.used.has(c)
 	}
-	need := func() int64 { return ((r.end-1)/per + 1) * 8 } // bytes of table
-	if stays {
+	need := func(end int64) int64 { return ((end-1)/per + 1) * 8 } // bytes of table
+	if n := need(r.end); n > maxRefTableBytes {
+		return tooLongToCount(n)
+	}
+	if stays = stays && need(r.table.end()) <= maxRefTableBytes; stays {
 		r.end = max(r.end, r.table.end())
-	}
-	if need() > maxRefTableBytes {
-		return fmt.Errorf("image is corrupt: its refcount table would take %d bytes, more than %d", need(), maxRefTableBytes)
-	}
-	if stays {
 		err = r.mark(r.table)
 	} else {
 		r.table, err = r.place(r.table.n)
@@ -149,7 +147,7 @@ func (r *rebuilder) plan() error {
 			if k < int64(len(old)) {
 				x.start = old[k]
 			}
-			if x.start != 0 && !r.used.has(x.start) {
+			if x.start != 0 && !r.used.has(x.start) && need(x.end()) <= maxRefTableBytes {
 				r.end = max(r.end, x.end())
 				err = r.mark(x)
 			} else {
@@ -161,7 +159,10 @@ func (r *rebuilder) plan() error {
 			r.blocks[k] = x.start
 			want(x)
 		}
-		if n := (need() + im.cs - 1) >> im.clusterBits; n > r.table.n {
+		if n := need(r.end); n > maxRefTableBytes { // nothing has been written yet
+			return tooLongToCount(n)
+		}
+		if n := (need(r.end) + im.cs - 1) >> im.clusterBits; n > r.table.n {
 			for c := r.table.start; c < r.table.end(); c++ {
 				r.used.unset(c)
 			}
@@ -172,6 +173,10 @@ func (r *rebuilder) plan() error {
 		}
 	}
 	return nil
+}
+
+func tooLongToCount(n int64) error {
+	return fmt.Errorf("image is corrupt: its refcount table would take %d bytes, more than %d", n, maxRefTableBytes)
 }
 
 // oldBlocks returns the clusters of the blocks that the old table names,
@@ -393,10 +398,13 @@ func (im *Image) loadRefcounts(used *clusterSet) error {
 			free = appendRun(free, run{base, n})
 			continue
 		}
-		if err := readPadded(im.f, block, off); err != nil {
-			return fmt.Errorf("read refcount block at %#x: %w", off, err)
+		hole := isHole(im.f, off, im.cs)
+		if !hole {
+			if err := readPadded(im.f, block, off); err != nil {
+				return fmt.Errorf("read refcount block at %#x: %w", off, err)
+			}
 		}
-		if allZero(block) {
+		if hole || allZero(block) {
 			free = appendRun(free, run{base, n})
 			continue
 		}

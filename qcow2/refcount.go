@@ -108,10 +108,11 @@ func (im *Image) ensureBlocks(rs ...run) (err error) {
 		if have := max(int64(len(im.ref.table)), table.n*im.cs/8); k >= have {
 			// Enough for a full device, so that this happens once.
 			want := (max(k+1, im.alloc.limit>>im.ref.blockBits+1)*9/8*8 + im.cs - 1) / im.cs
+			want = min(want, maxRefTableBytes/im.cs)
 			im.giveBack(table)
 			table = run{}
-			if want*im.cs > maxRefTableBytes {
-				return fmt.Errorf("a refcount table of %d bytes is more than the %d that are supported", want*im.cs, maxRefTableBytes)
+			if k >= want*im.cs/8 {
+				return fmt.Errorf("a refcount table of %d bytes is more than the %d that are supported", (k+1)*8, maxRefTableBytes)
 			}
 			if table, err = im.takeMeta(want); err != nil {
 				return err
