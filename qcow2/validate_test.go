@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"slices"
-	"strings"
 	"testing"
 )
 
@@ -294,81 +293,4 @@ func TestShortFilesAreRefused(t *testing.T) {
 			t.Errorf("the first %d bytes of an image are taken for one", n)
 		}
 	}
-}
-
-func FuzzHeader(f *testing.F) {
-	for _, name := range []string{"v9-seed-fresh", "v7hdr-seed-fresh", "v9-extl2", "v9-lastzone-short", "synthetic-2026a-states"} {
-		f.Add([]byte(loaded(f, name)[:1024]))
-	}
-	var small Header
-	o := CreateOptions{Size: 1 << 20, ClusterSize: 512, ZoneSize: 64 << 10}
-	p, err := planImage(o.withDefaults())
-	if err != nil {
-		f.Fatal(err)
-	}
-	small = p.header
-	b, err := small.encode()
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(b)
-	f.Fuzz(func(t *testing.T, head []byte) {
-		// Behind the header the file is zeros: enough for tables anywhere near.
-		image := make(bytesFile, 1<<20)
-		copy(image, head)
-		h, err := ReadHeader(image)
-		if err != nil {
-			if err.Error() == "" || strings.Contains(err.Error(), "\n") {
-				t.Errorf("not one sentence: %q", err)
-			}
-			return
-		}
-		if h.Zoned.NrZones > MaxZones || int64(h.L1Size)*8 > maxL1Bytes || h.Zoned.MetaSize > 8*MaxZones {
-			t.Errorf("beyond our limits: %+v", h)
-		}
-		if enc, err := h.encode(); err == nil {
-			copy(image, make([]byte, h.ClusterSize()))
-			copy(image, enc)
-			again, err := ReadHeader(image)
-			if err != nil || again.Zoned != h.Zoned || again.Size != h.Size {
-				t.Errorf("what was read cannot be written and read again: %v\n%+v\n%+v", err, h, again)
-			}
-		}
-		// Nothing of these may panic or run away either.
-		_, _, _ = ReadPointers(image)
-		_, _ = Check(image, nil)
-		_, _ = ReadInfo(image)
-	})
-}
-
-func FuzzZonedMeta(f *testing.F) {
-	f.Add(uint32(0), uint32(0), little(0))
-	f.Add(uint32(1), uint32(0), little(64<<20+512))
-	f.Add(uint32(1), uint32(2), little(1<<59|64<<20))
-	f.Add(uint32(11), uint32(0), little(12*64<<20))
-	h, err := ReadHeader(loaded(f, "v9-seed-fresh"))
-	if err != nil {
-		f.Fatal(err)
-	}
-	h.Zoned.ZoneCapacity = 48 << 20
-	f.Fuzz(func(t *testing.T, zone, conventional uint32, raw []byte) {
-		if len(raw) < 8 {
-			return
-		}
-		h := *h
-		h.Zoned.Conventional = conventional % h.Zoned.NrZones
-		zone %= h.Zoned.NrZones
-		wp, err := h.decodeEntry(raw, zone)
-		if err != nil {
-			return
-		}
-		if wp < h.ZoneStart(zone) || wp > h.ZoneStart(zone)+h.ZoneCapacity(zone) || wp%sectorSize != 0 {
-			t.Errorf("zone %d is at %#x", zone, wp)
-		}
-		var b [8]byte
-		h.encodeEntry(b[:], zone, wp)
-		if again, err := h.decodeEntry(b[:], zone); err != nil || again != wp {
-			t.Errorf("zone %d: %#x is read back as %#x, %v", zone, wp, again, err)
-		}
-	})
 }
