@@ -186,6 +186,9 @@ func (d *driver) runStage(ctx context.Context, o *outcome) {
 		// test2json has not seen it: panics go to stderr.
 		d.say("%s", indent(err.Error()))
 	}
+	for _, line := range o.notes {
+		d.say("    %s", line)
+	}
 	d.say("=== %s: %s in %s", o.name, o.verdict(), round(o.took))
 }
 

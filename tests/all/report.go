@@ -28,6 +28,7 @@ type report struct {
 	log      io.Writer
 	passed   int
 	failures []failure
+	notes    []string // lines for whoever ran the stage
 
 	tests map[string]*test // by package and name
 }
@@ -61,6 +62,13 @@ func (r *report) failCheck(name, output string) {
 	defer r.mu.Unlock()
 	r.failures = append(r.failures, failure{name, output})
 	fmt.Fprintf(r.log, "FAIL %s\n%s\n", name, output)
+}
+
+// note leaves a line that is shown when the stage has ended.
+func (r *report) note(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.notes = append(r.notes, fmt.Sprintf(format, args...))
 }
 
 func (r *report) ok() bool {

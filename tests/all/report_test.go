@@ -60,3 +60,15 @@ func TestFuzzListNamesPackages(t *testing.T) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 }
+
+func TestExecutionsAreReadFromTheLastLine(t *testing.T) {
+	out := "fuzz: elapsed: 0s, gathering baseline coverage: 0/14 completed\n" +
+		"fuzz: elapsed: 3s, execs: 325 (108/sec), new interesting: 0 (total: 202)\n" +
+		"fuzz: elapsed: 6s, execs: 1061 (245/sec), new interesting: 1 (total: 203)\nPASS\n"
+	if n := executions(out); n != 1061 {
+		t.Errorf("%d, want 1061", n)
+	}
+	if n := executions("no fuzz targets\n"); n != 0 {
+		t.Errorf("%d, want 0", n)
+	}
+}
