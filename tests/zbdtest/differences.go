@@ -125,9 +125,9 @@ var differences = map[differenceID]difference{
 	},
 	gapZones: {
 		kinds: []Kind{ScsiDebug},
-		what:  "a report from behind the capacity of a zone begins with the next zone",
-		ours:  "begins with the zone that the place belongs to",
-		why:   "scsi_debug makes a zone of its own of the gap, which Linux does not show",
+		what:  "a report from behind the capacity of a zone begins with the next zone, and a read across the capacity is refused",
+		ours:  "the report begins with the zone that the place belongs to, the read gives the data and then zeros",
+		why:   "scsi_debug makes a zone of its own of the gap, which Linux does not show, and reads must not cross it; in ZNS a zone reaches to its end",
 	},
 }
 

@@ -71,7 +71,7 @@ func makeNullBlk(t *testing.T, c nullBlk) (node string) {
 	if _, err := os.Stat("/sys/kernel/config/nullb"); err != nil {
 		command(t, "modprobe", "null_blk", "nr_devices=0")
 	}
-	const name = "zbdtest"
+	const name = "nullb_zbdtest"
 	dir := filepath.Join("/sys/kernel/config/nullb", name)
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package zbdtest
 import (
 	"bytes"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -109,14 +110,15 @@ func overwriteAtOnce(b *bed) {
 		})
 	}
 	wg.Wait()
+	got := b.read(0, 0, area)
+	var versions [][]byte
+	for _, s := range stamps {
+		versions = append(versions, painted(s, 0, area))
+	}
 	for at := int64(0); at < area; at += b.s.Block {
-		got := b.read(0, at, b.s.Block)
-		ok := false
-		for _, s := range stamps {
-			ok = ok || bytes.Equal(got, painted(s, at, b.s.Block))
-		}
-		if !ok {
-			b.Errorf("the block at %#x is none of the versions: % x", at, got[:16])
+		block := got[at : at+b.s.Block]
+		if !slices.ContainsFunc(versions, func(v []byte) bool { return bytes.Equal(block, v[at:at+b.s.Block]) }) {
+			b.Errorf("the block at %#x is none of the versions: % x", at, block[:16])
 		}
 	}
 }

@@ -27,7 +27,7 @@ var writeRules = []rule{
 		b.is(b.seq(2), zns.CondEmpty, 0)
 	}},
 	{"a write that is larger than the device takes at once arrives whole", nil, func(b *bed) {
-		i, n := b.seq(1), min(b.s.Capacity, 16<<20)
+		i, n := b.seq(1), min(b.s.Capacity, 8<<20)
 		b.want(0, b.try(i, 0, n), "write of "+hex(n))
 		if n == b.s.Capacity {
 			b.is(i, zns.CondFull, n)
@@ -134,16 +134,18 @@ var writeRules = []rule{
 	}},
 	{"writes that are queued all at once are taken in order", needsBlockDevice, func(b *bed) {
 		i := b.seq(1)
+		const n = 32
+		size := 2 * b.s.Block
 		for round := range int64(3) {
-			errs, err := b.d.(*BlockDevice).queue(b.stamp, b.at(i, round*32*b.piece), b.piece, 32)
+			errs, err := b.d.(*BlockDevice).queue(b.stamp, b.at(i, round*n*size), size, n)
 			if err != nil {
 				b.Fatal(err)
 			}
 			for k, err := range errs {
 				b.want(0, err, "queued write "+itoa(k))
 			}
-			b.is(i, zns.CondImpOpen, (round+1)*32*b.piece)
-			b.holds(i, 0, (round+1)*32*b.piece)
+			b.is(i, zns.CondImpOpen, (round+1)*n*size)
+			b.holds(i, 0, (round+1)*n*size)
 		}
 	}},
 }
@@ -173,6 +175,11 @@ var readRules = []rule{
 		i := b.seq(1)
 		b.fill(i, 0, b.s.Capacity)
 		n := min(b.piece, b.s.ZoneSize-b.s.Capacity)
+		if b.kind.differs(gapZones) {
+			err := b.d.Read(b.at(i, b.s.Capacity-b.piece), aligned(b.piece+n))
+			b.want(syscall.EIO, err, "read across the capacity")
+			return
+		}
 		want := painted(b.stamp, b.at(i, b.s.Capacity-b.piece), b.piece+n)
 		got := b.read(i, b.s.Capacity-b.piece, b.piece+n)
 		if d := differ(b.at(i, b.s.Capacity-b.piece), got[:b.piece], want[:b.piece]); d != "" {

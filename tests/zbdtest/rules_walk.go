@@ -13,7 +13,7 @@ var walkRules = []rule{
 	{"whatever is done, the device does what the model does", nil, func(b *bed) {
 		m := zonemodel.New(b.s, b.kind.quirks())
 		w := &walk{bed: b, m: m, d: zonemodel.NewDriver(m, b.seed)}
-		w.d.Filler = min(b.s.Capacity, 64<<20)
+		w.d.Largest, w.d.Filler = 256<<10, min(b.s.Capacity, 64<<20)
 		w.conventional()
 		for step := range *walkFlag {
 			op := w.d.Next()
@@ -23,8 +23,11 @@ var walkRules = []rule{
 			}
 		}
 		for _, i := range w.d.Zones() {
-			if err := w.content(i, 0, min(b.s.ZoneSize, max(m.WP(i), largest))); err != nil {
-				b.Errorf("%v\nseed %d", err, b.seed)
+			for _, at := range []int64{0, m.WP(i) - w.d.Largest, b.s.ZoneSize - w.d.Largest} {
+				at = max(0, at)
+				if err := w.content(i, at, min(2*w.d.Largest, b.s.ZoneSize-at)); err != nil {
+					b.Errorf("%v\nseed %d", err, b.seed)
+				}
 			}
 		}
 	}},
@@ -141,13 +144,16 @@ func (w *walk) reports() error {
 func (w *walk) content(i int, at, n int64) error {
 	for n > 0 {
 		k := min(n, largest)
-		got := aligned(k)
+		if w.kind.differs(gapZones) && at < w.s.Capacity && i >= w.s.Conventional {
+			k = min(k, w.s.Capacity-at)
+		}
+		got, want := aligned(k), aligned(k)
 		if err := w.bed.d.Read(w.at(i, at), got); err != nil {
 			return err
 		}
 		for b, stamp := range w.m.Content(i, at, k) {
 			off := int64(b) * w.s.Block
-			have, want := got[off:off+w.s.Block], make([]byte, w.s.Block)
+			have, want := got[off:off+w.s.Block], want[off:off+w.s.Block]
 			paint(want, stamp, w.at(i, at+off))
 			if stamp == zonemodel.Unwritten {
 				if w.m.Cond(i) == zns.CondFull {

@@ -13,7 +13,7 @@ import (
 
 var (
 	seedFlag = flag.Uint64("seed", 0, "`seed` of the random tests; 0: a new one")
-	walkFlag = flag.Int("walk", 600, "`steps` of the random walk")
+	walkFlag = flag.Int("walk", 400, "`steps` of the random walk")
 )
 
 // rule is one thing that a device has to keep to.
