@@ -9,10 +9,13 @@ MODULESDIR ?= /usr/lib/modules-load.d
 SHARE = $(DESTDIR)$(PREFIX)/share
 FUZZTIME ?= 20s
 
-.PHONY: build vm driver install demo test unit race fuzz vm-test test-native lint clean
+.PHONY: build vm zbdtest driver install demo test unit race fuzz vm-test test-native lint clean
 
 build: # a second -ldflags replaces the first, so it repeats it
 	go build -ldflags='-checklinkname=0 -X main.version=$(version)' -o bin/qzbd ./cmd/qzbd
+
+zbdtest: # the rules of a zoned block device, for drives of one's own
+	go test -c -o bin/zbdtest ./tests/zbdtest
 
 vm:
 	go build -o bin/vm ./tests/vm/cmd/vm
@@ -44,7 +47,7 @@ driver:
 	go build -o bin/all ./tests/all
 
 test-native: build vm # on this machine's own kernel, as root
-	QZBD_TOOLS=$$(bin/vm tools) go test -count=1 -p 1 -tags kernel -v ./ublk ./tests/kernel
+	QZBD_TOOLS=$$(bin/vm tools) go test -count=1 -p 1 -tags kernel -v ./ublk ./tests/kernel ./tests/zbdtest
 
 fuzz: driver
 	bin/all -only fuzz -fuzztime $(FUZZTIME)

@@ -145,21 +145,25 @@ func goTest(ctx context.Context, r *report, args ...string) error {
 	return nil
 }
 
-// kernelPackages have tests that need a kernel, behind the build tag kernel.
-var kernelPackages = []string{"ublk", "tests/kernel"}
+// kernelPackages have tests that need a kernel, behind the build tag kernel,
+// on a machine with so many CPUs: a device has no more queues than that.
+var kernelPackages = []struct {
+	path string
+	cpus int
+}{{"ublk", 2}, {"tests/kernel", 2}, {"tests/zbdtest", 4}}
 
 // kernelTestBinaries compiles the kernel tests once for all machines, in the
 // order of kernelPackages.
 var kernelTestBinaries = sync.OnceValues(func() ([]string, error) {
 	var names []string
 	for _, pkg := range kernelPackages {
-		name, err := filepath.Abs("bin/" + strings.ReplaceAll(pkg, "/", "-") + ".test")
+		name, err := filepath.Abs("bin/" + strings.ReplaceAll(pkg.path, "/", "-") + ".test")
 		if err != nil {
 			return nil, err
 		}
-		out, err := exec.Command("go", "test", "-tags=kernel", "-c", "-o", name, "./"+pkg).CombinedOutput()
+		out, err := exec.Command("go", "test", "-tags=kernel", "-c", "-o", name, "./"+pkg.path).CombinedOutput()
 		if err != nil {
-			return nil, fmt.Errorf("compile the kernel tests of %s: %w\n%s", pkg, err, out)
+			return nil, fmt.Errorf("compile the kernel tests of %s: %w\n%s", pkg.path, err, out)
 		}
 		names = append(names, name)
 	}
@@ -174,13 +178,13 @@ func kernelTests(ctx context.Context, r *report, series vm.Series, run string) e
 		return err
 	}
 	for i, pkg := range kernelPackages {
-		err = errors.Join(err, kernelTest(ctx, r, series, run, pkg, binaries[i]))
+		err = errors.Join(err, kernelTest(ctx, r, series, run, pkg.path, pkg.cpus, binaries[i]))
 	}
 	return err
 }
 
 // kernelTest runs the compiled tests of one package.
-func kernelTest(ctx context.Context, r *report, series vm.Series, run, pkg, binary string) error {
+func kernelTest(ctx context.Context, r *report, series vm.Series, run, pkg string, cpus int, binary string) error {
 	qzbd, err := filepath.Abs("bin/qzbd")
 	if err != nil {
 		return err
@@ -204,6 +208,7 @@ func kernelTest(ctx context.Context, r *report, series vm.Series, run, pkg, bina
 	var stderr, said tail
 	status, err := vm.Run(ctx, vm.Options{
 		Series:  series,
+		CPUs:    cpus,
 		Timeout: kernelTimeout + time.Minute,
 		Dir:     pkg,
 		Env:     []string{"QZBD_BIN=" + qzbd},

@@ -79,7 +79,7 @@ var differences = map[differenceID]difference{
 		kinds: []Kind{NullBlk, ScsiDebug, ZNS, ZBC},
 		what:  "a zone that has to be opened at the limit of open zones closes some implicitly open zone",
 		ours:  "closes the one that was written or opened least recently",
-		why:   "the standards leave the choice to the device (ZBC 4.5.3.4.2, ZNS 2.1.1.4.1); the least recently used zone is the one that least likely has to be opened again. null_blk goes round by number, scsi_debug takes the lowest",
+		why:   "the standards leave the choice to the device; the least recently used zone is the one that least likely has to be opened again. null_blk goes round by number, scsi_debug takes the lowest",
 	},
 	closedNeedsActive: {
 		kinds: []Kind{NullBlk},
@@ -91,13 +91,13 @@ var differences = map[differenceID]difference{
 		kinds: []Kind{ScsiDebug, ZBC},
 		what:  "closing an empty or full zone succeeds and changes nothing",
 		ours:  "EIO",
-		why:   "ZBC makes CLOSE ZONE of such a zone no error (ZBC 5.4), ZNS an invalid state transition; qzbd follows ZNS, as null_blk does",
+		why:   "ZBC makes CLOSE ZONE of such a zone no error, ZNS an invalid state transition; qzbd follows ZNS, as null_blk does",
 	},
 	fullOpen: {
 		kinds: []Kind{ScsiDebug, ZBC},
 		what:  "opening a full zone succeeds and changes nothing",
 		ours:  "EIO",
-		why:   "ZBC makes OPEN ZONE of a full zone no error (ZBC 5.10), ZNS an invalid state transition; qzbd follows ZNS, as null_blk does",
+		why:   "ZBC makes OPEN ZONE of a full zone no error, ZNS an invalid state transition; qzbd follows ZNS, as null_blk does",
 	},
 	onesAboveWP: {
 		kinds: []Kind{NullBlk},
@@ -121,7 +121,7 @@ var differences = map[differenceID]difference{
 		kinds: []Kind{ScsiDebug},
 		what:  "an empty or closed zone is finished whatever is open",
 		ours:  "needs room for another open zone for a moment: an implicitly open one is closed, or the finish refused",
-		why:   "such a zone passes through implicit open (ZBC 5.5, and so in null_blk); scsi_debug takes the short cut",
+		why:   "such a zone passes through implicit open, as it does on null_blk; scsi_debug takes the short cut",
 	},
 	gapZones: {
 		kinds: []Kind{ScsiDebug},
