@@ -60,6 +60,7 @@ const (
 	remoteError
 	freeFinish
 	gapZones
+	lostVictim
 
 	nrDifferences
 )
@@ -128,6 +129,12 @@ var differences = map[differenceID]difference{
 		what:  "a report from behind the capacity of a zone begins with the next zone, and a read across the capacity is refused",
 		ours:  "the report begins with the zone that the place belongs to, the read gives the data and then zeros",
 		why:   "scsi_debug makes a zone of its own of the gap, which Linux does not show, and reads must not cross it; in ZNS a zone reaches to its end",
+	},
+	lostVictim: {
+		kinds: []Kind{NullBlk},
+		what:  "a zone that is closed to make room while its first write is in flight becomes empty, and stays so with that write in it: more zones than may are active, and no reset empties it",
+		ours:  "such a zone becomes closed",
+		why:   "null_blk looks at the write pointer, which moves after the data, without the zone's lock (null_close_imp_open_zone); seen on 6.12 and 7.2. The rules about much at once leave it room, so that it has nothing to close",
 	},
 }
 

@@ -20,7 +20,12 @@ var concurrentRules = []rule{
 			b.Errorf("%d zones are open, want %d", got, b.s.MaxOpen)
 		}
 	}},
-	{"exactly as many zones as may be active are written when all are written at once", needsActiveLimit, func(b *bed) {
+	{"exactly as many zones as may be active are written when all are written at once", func(b *bed) string {
+		if b.s.MaxActive > b.s.MaxOpen && b.kind.differs(lostVictim) {
+			return "zones would have to be closed, see the difference"
+		}
+		return needsActiveLimit(b)
+	}, func(b *bed) {
 		n := min(b.s.MaxActive+4, b.s.Sequential())
 		b.atOnce(n, b.s.MaxActive, syscall.EOVERFLOW, func(k int) error { return b.try(b.seq(k), 0, b.piece) })
 		b.report(b.s.Start(b.seq(0)), n) // for the zones that were refused
@@ -90,13 +95,13 @@ func (b *bed) reporter(from, n int) (stop func()) {
 // usable is how many zones may be written in turn without regard to limits.
 func (b *bed) usable() int {
 	n := min(8, b.s.Sequential())
-	if b.s.MaxActive == 0 {
-		return n
+	if b.s.MaxActive != 0 {
+		n = min(n, b.s.MaxActive)
 	}
-	if b.kind.differs(closedNeedsActive) && b.s.MaxActive > b.s.MaxOpen {
-		return max(1, min(n, b.s.MaxActive-1))
+	if b.s.MaxOpen != 0 && b.kind.differs(lostVictim) {
+		n = min(n, b.s.MaxOpen)
 	}
-	return min(n, b.s.MaxActive)
+	return n
 }
 
 // manyZones gives each thread zones of its own, and one more reports.

@@ -65,7 +65,10 @@ func (w *walk) step(op zonemodel.Op) error {
 	}
 	want := w.m.Apply(op)
 	err := w.do(op)
-	if want == 0 && err != nil || want != 0 && !w.kind.means(want, err) {
+	// Of what is split, the first part is refused for the limit and the
+	// others because they are not at the write pointer then.
+	parts := op.Len > zonemodel.Single && want != 0 && errors.Is(err, syscall.EIO)
+	if want == 0 && err != nil || want != 0 && !parts && !w.kind.means(want, err) {
 		errno := want.Error()
 		if want == 0 {
 			errno = "success"

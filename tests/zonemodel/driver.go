@@ -20,9 +20,9 @@ type Driver struct {
 	stamp uint64
 }
 
-// single is the most bytes of an operation that must be refused as a whole:
-// block layers split what is larger, and parts of it could be fine.
-const single = 64 << 10
+// Single is the most bytes that no block layer splits. A write that has to be
+// refused for its place is not larger: a part of it could be in the right one.
+const Single = 64 << 10
 
 // NewDriver makes a Driver for m.
 func NewDriver(m *Model, seed uint64) *Driver {
@@ -63,7 +63,7 @@ func (d *Driver) Next() Op {
 		op.Kind = Read
 		op.At = d.rnd.Int64N(d.m.ZoneSize/d.m.Block) * d.m.Block
 		if d.rnd.IntN(2) == 0 { // around the write pointer
-			op.At = max(0, d.m.WP(op.Zone)-d.blocks(single))
+			op.At = max(0, d.m.WP(op.Zone)-d.blocks(Single))
 		}
 		op.Len = d.blocks(min(d.Largest, d.m.ZoneSize-op.At))
 	case n < 66:
@@ -102,14 +102,14 @@ func (d *Driver) write(op *Op) {
 		op.Len = d.blocks(min(room, d.Largest))
 	case n < 13 && room > 0:
 		op.Kind, op.Len = Zeroes, d.blocks(min(room, d.Largest))
-	case n < 14 && room > single: // near the end
-		op.Kind, op.Len = Zeroes, min(room-d.blocks(single), d.Filler)
-	case n < 17 && room > 0 && room <= single: // full
+	case n < 14 && room > Single: // near the end
+		op.Kind, op.Len = Zeroes, min(room-d.blocks(Single), d.Filler)
+	case n < 17 && room > 0 && room <= Single: // full
 		op.Len = room
-	case n < 18 && room > 0 && room < single && d.m.ZoneSize-d.m.Capacity >= single: // too far
-		op.Len = room + d.blocks(single-room)
+	case n < 18 && room > 0 && room < Single && d.m.ZoneSize-d.m.Capacity >= Single: // too far
+		op.Len = room + d.blocks(Single-room)
 	default: // elsewhere
 		op.At = d.rnd.Int64N(d.m.ZoneSize/d.m.Block) * d.m.Block
-		op.Len = d.blocks(min(single, d.m.ZoneSize-op.At))
+		op.Len = d.blocks(min(Single, d.m.ZoneSize-op.At))
 	}
 }
