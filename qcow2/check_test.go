@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 // What v9-lastzone-short has where, in clusters of 64K: header, refcount table,
@@ -143,7 +142,8 @@ func (f *countingFile) ReadAt(p []byte, off int64) (int, error) {
 	return f.OSFile.ReadAt(p, off)
 }
 
-// A refcount table full of blocks that say nothing must not take minutes.
+// A refcount table full of blocks that say nothing must not take minutes: holes
+// are not read.
 func TestCheckPassesOverEmptyRefcountBlocks(t *testing.T) {
 	f := openOS(t, lockFile(t))
 	must(t, Format(f, CreateOptions{Size: 1 << 40, ZoneSize: 64 << 20, RefcountBits: 1}))
@@ -167,11 +167,11 @@ func TestCheckPassesOverEmptyRefcountBlocks(t *testing.T) {
 	binary.BigEndian.PutUint32(b[:], uint32(maxRefTableBytes>>h.ClusterBits))
 	_, err = f.WriteAt(b[:], offRefTableClusters)
 	must(t, err)
-	start := time.Now()
-	r, err := Check(f, nil)
+	reads := &countingFile{OSFile: f}
+	r, err := Check(reads, nil)
 	must(t, err)
-	if d := time.Since(start); d > 20*time.Second || r.Corruptions < n-1 {
-		t.Errorf("it took %v and found %d corruptions", d, r.Corruptions)
+	if reads.n > 1000 || r.Corruptions < n-1 {
+		t.Errorf("it took %d reads for %d blocks and found %d corruptions", reads.n, n, r.Corruptions)
 	}
 }
 

@@ -69,11 +69,12 @@ func (s *clusterSet) runs(fn func(run)) {
 	}
 }
 
-// gaps returns the runs of clusters below end that are not in the set.
+// gaps returns the runs of clusters below end that are not in the set, the
+// first maxFreeRuns or so.
 func (s *clusterSet) gaps(end int64) (free []run) {
 	at := int64(0)
 	s.runs(func(r run) {
-		if n := min(r.start, end) - at; n > 0 {
+		if n := min(r.start, end) - at; n > 0 && len(free) < maxFreeRuns {
 			free = append(free, run{at, n})
 		}
 		at = max(at, r.end())

@@ -20,6 +20,15 @@ const (
 	// a quarter of a million long. QEMU writes six at most.
 	maxExtensions = 256
 
+	// maxInfoTables bounds, in bytes, the L2 tables that a description reads:
+	// those of 8 TiB with clusters of the usual size. Beyond it says so.
+	maxInfoTables = 1 << 30
+
+	// maxFreeRuns bounds the memory for free space that lies in pieces, to 64
+	// MiB and what one refcount block adds. Further pieces stay unused until
+	// the image is opened again.
+	maxFreeRuns = 4 << 20
+
 	// walkChunk is how much of a table is read at once.
 	walkChunk = 64 << 10
 )

@@ -20,6 +20,12 @@ func (r *rebuilder) rebuild() error {
 	if err := r.plan(); err != nil {
 		return err
 	}
+	// The bit is durable before anything else is written (I5).
+	if !im.header().Dirty() {
+		if err := im.attach(); err != nil {
+			return err
+		}
+	}
 	if err := r.write(); err != nil {
 		return fmt.Errorf("repair: %w", err)
 	}
@@ -176,7 +182,7 @@ func (r *rebuilder) plan() error {
 }
 
 func tooLongToCount(n int64) error {
-	return fmt.Errorf("image is corrupt: its refcount table would take %d bytes, more than %d", n, maxRefTableBytes)
+	return fmt.Errorf("%w: its refcount table would take %d bytes, more than %d", errCorrupt, n, maxRefTableBytes)
 }
 
 // oldBlocks returns the clusters of the blocks that the old table names,
@@ -370,7 +376,8 @@ func (r *rebuilder) release() error {
 }
 
 // loadRefcounts reads the refcounts of a clean image, in which used has a
-// reference each, and notes what is free.
+// reference each, and notes what is free, up to maxFreeRuns: what is not known to
+// be free is not handed out.
 func (im *Image) loadRefcounts(used *clusterSet) error {
 	h := im.header()
 	buf := make([]byte, int64(h.RefTableClusters)<<im.clusterBits) // at most maxRefTableBytes
@@ -391,7 +398,7 @@ func (im *Image) loadRefcounts(used *clusterSet) error {
 	for k, off := range im.ref.table {
 		base := int64(k) * per
 		n := min(per, end-base)
-		if n <= 0 {
+		if n <= 0 || len(free) >= maxFreeRuns {
 			break
 		}
 		if off == 0 {

@@ -102,9 +102,6 @@ func (im *Image) rebuildClean(progress func(done, total int64)) error {
 	if err != nil {
 		return err
 	}
-	if err := im.attach(); err != nil {
-		return err
-	}
 	return r.rebuild()
 }
 

@@ -1,6 +1,7 @@
 package qcow2
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -15,7 +16,8 @@ type Info struct {
 	FileSize     int64  `json:"file-size"`
 	DiskSize     int64  `json:"actual-size"` // 0 where it is not known
 	ClusterSize  int64  `json:"cluster-size"`
-	Allocated    *int64 `json:"allocated-size,omitempty"` // device clusters that have one in the file; nil if something is not built
+	Allocated    *int64 `json:"allocated-size,omitempty"`         // device clusters that have one in the file; nil if something is not built
+	Partial      bool   `json:"allocated-size-partial,omitempty"` // there are more mappings than were counted
 	Damaged      int64  `json:"damaged-entries,omitempty"`
 	RefcountBits int    `json:"refcount-bits"`
 	Lazy         bool   `json:"lazy-refcounts"`
@@ -90,6 +92,7 @@ func ReadInfo(f File) (*Info, error) {
 	}
 	in.Allocated = new(int64)
 	seen := make(tableSet)
+	errEnough := errors.New("enough")
 	err = walk(f, h, false, func(r *ref) error {
 		switch {
 		case r.bad != "":
@@ -97,12 +100,15 @@ func ReadInfo(f File) (*Info, error) {
 		case r.kind == RefL2 && seen.twice(r.off>>h.ClusterBits):
 			in.Damaged++
 			return errSkip
+		case r.kind == RefL2 && int64(len(seen))<<h.ClusterBits > maxInfoTables:
+			in.Partial = true
+			return errEnough
 		case r.kind == RefData, r.kind == RefCompressed:
 			*in.Allocated += h.ClusterSize()
 		}
 		return nil
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, errEnough) {
 		return nil, err
 	}
 	return in, nil
@@ -148,7 +154,11 @@ func (in *Info) String() string {
 	line("virtual size", "%s", sizeText(in.VirtualSize))
 	line("file size", "%s", sizeText(uint64(in.FileSize)))
 	line("disk size", "%s", sizeText(uint64(in.DiskSize)))
-	if in.Allocated != nil {
+	switch {
+	case in.Allocated == nil:
+	case in.Partial:
+		line("allocated", "at least %s: not all tables were read", sizeText(uint64(*in.Allocated)))
+	default:
 		line("allocated", "%s", sizeText(uint64(*in.Allocated)))
 	}
 	line("cluster size", "%s", sizeText(uint64(in.ClusterSize)))
