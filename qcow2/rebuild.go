@@ -10,7 +10,8 @@ import (
 )
 
 // rebuild repairs a surveyed image whose dirty bit is set: its refcounts mean
-// nothing (I5), and mappings may be ahead of the write pointers. The mappings
+// nothing (I5), and mappings may be ahead of the write pointers. So it does with
+// one whose refcounts are damaged, and sets the bit. The mappings
 // below the pointers are the truth; everything else follows from them.
 //
 // It writes in place, and whatever it writes, a cut in the middle leaves

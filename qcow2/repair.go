@@ -56,14 +56,16 @@ func Repair(f File, mode RepairMode, progress func(done, total int64)) (before, 
 		before.untouched("while entries contradict each other, leaked clusters may hold what is missing elsewhere")
 		return before, before, nil
 	default:
-		err = c.freeLeaks()
+		if err = c.freeLeaks(); err != nil {
+			err = fmt.Errorf("repair: %w", err)
+		}
 	}
 	if errors.Is(err, errCorrupt) {
 		before.untouched("a repair would lose data")
 		return before, before, nil
 	}
 	if err != nil {
-		return before, nil, fmt.Errorf("repair: %w", err)
+		return before, nil, err
 	}
 	if after, err = Check(f, progress); err != nil {
 		return before, nil, fmt.Errorf("check again: %w", err)
