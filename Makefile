@@ -8,8 +8,9 @@ UNITDIR ?= /usr/lib/systemd/system
 MODULESDIR ?= /usr/lib/modules-load.d
 SHARE = $(DESTDIR)$(PREFIX)/share
 FUZZTIME ?= 20s
+LONGTIME ?= 30m
 
-.PHONY: build vm zbdtest driver install demo test unit race fuzz vm-test test-native lint clean
+.PHONY: build vm zbdtest driver install demo test unit race fuzz long vm-test test-native lint clean
 
 build: # a second -ldflags replaces the first, so it repeats it
 	go build -ldflags='-checklinkname=0 -X main.version=$(version)' -o bin/qzbd ./cmd/qzbd
@@ -51,6 +52,9 @@ test-native: build vm # on this machine's own kernel, as root
 
 fuzz: driver
 	bin/all -only fuzz -fuzztime $(FUZZTIME)
+
+long: driver # on both kernels, one after the other
+	bin/all -only deps,build,kernels,long-6.12,long-7 -longtime $(LONGTIME)
 
 clean:
 	rm -rf bin

@@ -49,13 +49,14 @@ var (
 func main() {
 	only := flag.String("only", "", "comma-separated `stages` to run, in this order")
 	fuzzTime := flag.String("fuzztime", "20s", "`duration` of each target of the fuzz stage")
+	longTime := flag.Duration("longtime", 30*time.Minute, "`duration` of each test of the long stages")
 	serial := flag.Bool("serial", false, "one stage at a time")
-	run := flag.String("run", "", "only the kernel tests that match the `regexp`")
+	run := flag.String("run", "", "only the kernel and long tests that match the `regexp`")
 	flag.Usage = func() {
 		fmt.Fprintln(os.Stderr, "usage: all [flags]")
 		flag.PrintDefaults()
 		fmt.Fprintln(os.Stderr, "stages:")
-		for _, s := range stages("", "") {
+		for _, s := range stages("", 0, "") {
 			fmt.Fprintf(os.Stderr, "  %-12s %s\n", s.name, s.what)
 		}
 	}
@@ -66,7 +67,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "all:", err)
 		os.Exit(2)
 	}
-	d := &driver{stages: stages(*fuzzTime, *run), out: os.Stdout}
+	d := &driver{stages: stages(*fuzzTime, *longTime, *run), out: os.Stdout}
 	if err := d.plan(*only, *serial); err != nil {
 		fmt.Fprintln(os.Stderr, "all:", err)
 		os.Exit(2)

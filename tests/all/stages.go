@@ -18,10 +18,10 @@ import (
 
 // kernelTimeout limits the kernel tests of one machine: far above what they
 // take, but a hang must not eat the whole evening.
-const kernelTimeout = 25 * time.Minute
+const kernelTimeout = 40 * time.Minute
 
-// stages lists all stages; fuzzTime and run are flags of two of them.
-func stages(fuzzTime, run string) []stage {
+// stages lists all stages; the parameters are flags of some of them.
+func stages(fuzzTime string, longTime time.Duration, run string) []stage {
 	return []stage{
 		{"deps", "install missing tools", func(ctx context.Context, r *report) error {
 			return vm.InstallDeps(ctx, r.log)
@@ -41,6 +41,12 @@ func stages(fuzzTime, run string) []stage {
 		}},
 		{"machine", "the test machines themselves", func(ctx context.Context, r *report) error {
 			return goTest(ctx, r, "-tags=machine", "-run=^TestMachine", "-timeout=15m", "./tests/vm")
+		}},
+		{"long-6.12", "long tests under load on Linux 6.12 (not part of the default)", func(ctx context.Context, r *report) error {
+			return long(ctx, r, vm.Series612, longTime, run)
+		}},
+		{"long-7", "the same on the newest Linux 7.x (not part of the default)", func(ctx context.Context, r *report) error {
+			return long(ctx, r, vm.Series7, longTime, run)
 		}},
 		{"fuzz", "every fuzz target for a while (not part of the default)", func(ctx context.Context, r *report) error {
 			return fuzz(ctx, r, fuzzTime)
@@ -90,8 +96,8 @@ func lint(ctx context.Context, r *report) error {
 		args []string
 	}{
 		{"vet", []string{"go", "vet", "./..."}},
-		{"vet kernel", []string{"go", "vet", "-tags=kernel,machine", "./..."}},
-		{"staticcheck", []string{"go", "tool", "staticcheck", "-tags=kernel,machine", "./..."}},
+		{"vet kernel", []string{"go", "vet", "-tags=kernel,machine,long", "./..."}},
+		{"staticcheck", []string{"go", "tool", "staticcheck", "-tags=kernel,machine,long", "./..."}},
 	} {
 		if err := command(ctx, r, check.args[0], check.args[1:]...); err != nil {
 			r.failCheck(check.name, err.Error())
@@ -185,11 +191,25 @@ func kernelTests(ctx context.Context, r *report, series vm.Series, run string) e
 
 // kernelTest runs the compiled tests of one package.
 func kernelTest(ctx context.Context, r *report, series vm.Series, run, pkg string, cpus int, binary string) error {
+	return testBinary(ctx, r, vm.Options{
+		Series:  series,
+		CPUs:    cpus,
+		Dir:     pkg,
+		Timeout: kernelTimeout,
+		Tools:   true,
+		Scratch: "4G",
+	}, binary, "-test.run="+run)
+}
+
+// testBinary runs compiled tests of the package in o.Dir in a machine, and
+// reads their results.
+func testBinary(ctx context.Context, r *report, o vm.Options, binary string, flags ...string) error {
 	qzbd, err := filepath.Abs("bin/qzbd")
 	if err != nil {
 		return err
 	}
-	converter := exec.CommandContext(ctx, "go", "tool", "test2json", "-t", "-p", pkg+" on "+string(series))
+	name := o.Dir + " on " + string(o.Series)
+	converter := exec.CommandContext(ctx, "go", "tool", "test2json", "-t", "-p", name)
 	stdin, err := converter.StdinPipe()
 	if err != nil {
 		return err
@@ -206,19 +226,14 @@ func kernelTest(ctx context.Context, r *report, series vm.Series, run, pkg strin
 
 	// stderr must not cut test2json's lines in two; panics end there.
 	var stderr, said tail
-	status, err := vm.Run(ctx, vm.Options{
-		Series:  series,
-		CPUs:    cpus,
-		Timeout: kernelTimeout + time.Minute,
-		Dir:     pkg,
-		Env:     []string{"QZBD_BIN=" + qzbd},
-		Tools:   true,
-		Out:     filepath.Join("bin", "test", filepath.Base(binary)+"-"+string(series)),
-		Scratch: "4G",
-		Stdout:  stdin,
-		Stderr:  io.MultiWriter(r.log, &stderr),
-		Log:     io.MultiWriter(r.log, &said),
-	}, []string{binary, "-test.v=test2json", "-test.timeout=" + kernelTimeout.String(), "-test.run=" + run})
+	flags = append([]string{binary, "-test.v=test2json", "-test.timeout=" + o.Timeout.String()}, flags...)
+	o.Timeout += time.Minute // what the tests themselves have to say is better
+	o.Env = append(o.Env, "QZBD_BIN="+qzbd)
+	o.Out = filepath.Join("bin", "test", filepath.Base(binary)+"-"+string(o.Series))
+	o.Stdout = stdin
+	o.Stderr = io.MultiWriter(r.log, &stderr)
+	o.Log = io.MultiWriter(r.log, &said)
+	status, err := vm.Run(ctx, o, flags)
 	stdin.Close()
 	if rerr := <-read; rerr != nil {
 		return rerr
@@ -227,7 +242,7 @@ func kernelTest(ctx context.Context, r *report, series vm.Series, run, pkg strin
 	if err != nil {
 		// Counted on top of failed tests: a complaint of the kernel is never
 		// only what a test has already said.
-		r.failCheck(fmt.Sprintf("%s on linux %s", pkg, series), fmt.Sprintf("%v\n%s\n%s", err, said.String(), stderr.String()))
+		r.failCheck(name, fmt.Sprintf("%v\n%s\n%s", err, said.String(), stderr.String()))
 		return nil
 	}
 	if status != 0 {

@@ -170,48 +170,6 @@ func TestInfoDescribesAnImageAttachedOrNot(t *testing.T) {
 	}
 }
 
-// Ten times the same: what is lost each time adds up.
-func TestAttachingLeavesNothingBehind(t *testing.T) {
-	h := begin(t)
-	im := h.create("a.qcow2", small)
-	var fds, threads []int
-	for i := range 10 {
-		d := im.attach("--queues", queues())
-		if d.node != "/dev/ublkb0" && i > 0 {
-			t.Logf("%s at turn %d", d.node, i)
-		}
-		k := d.open()
-		k.write(1, int64(i)*zlen, 65536)
-		k.sync()
-		k.close()
-		pid := d.server()
-		if pid == 0 {
-			t.Fatalf("no server for %s", d.node)
-		}
-		fds = append(fds, count(t, fmt.Sprintf("/proc/%d/fd/*", pid)))
-		threads = append(threads, count(t, fmt.Sprintf("/proc/%d/task/*", pid)))
-		if n := len(processes()); n != 1 {
-			t.Errorf("turn %d: %d processes", i, n)
-		}
-		d.detach()
-		if n := len(processes()); n != 0 {
-			t.Errorf("turn %d: %d processes after detach", i, n)
-		}
-	}
-	t.Logf("open files %v, threads %v", fds, threads)
-	for _, n := range fds {
-		if n > fds[0]+2 {
-			t.Errorf("the number of open files grows: %v", fds)
-			break
-		}
-	}
-	d := im.attach()
-	k := d.open()
-	for i := range int64(10) {
-		k.holds(1, i*zlen, 65536)
-	}
-}
-
 func count(t *testing.T, pattern string) int {
 	t.Helper()
 	names, err := filepath.Glob(pattern)

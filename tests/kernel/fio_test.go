@@ -23,10 +23,30 @@ type fioJob struct {
 func (d *device) fio(args ...string) []fioJob {
 	h := d.im.h
 	h.t.Helper()
+	jobs := d.fioBy(h.run, append(verified, args...)...)
+	readBack(h.t, jobs)
+	return jobs
+}
+
+// verified makes fio read back what it writes and compare checksums.
+var verified = []string{"--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--randseed=4711"}
+
+func readBack(t *testing.T, jobs []fioJob) {
+	t.Helper()
+	for _, j := range jobs {
+		if j.Read.Bytes < j.Write.Bytes {
+			t.Errorf("fio job %s verified %d of %d bytes", j.Name, j.Read.Bytes, j.Write.Bytes)
+		}
+	}
+}
+
+// fioBy runs the machine's own fio (by h.run) or the newer one (by h.tool).
+func (d *device) fioBy(run func(string, ...string) string, args ...string) []fioJob {
+	h := d.im.h
+	h.t.Helper()
 	file := filepath.Join(h.dir, "fio.json") // hundreds of lines: not for a test's log
-	h.run("fio", append([]string{
+	run("fio", append([]string{
 		"--output-format=json", "--output=" + file, "--filename=" + d.node, "--direct=1",
-		"--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--randseed=4711",
 	}, args...)...)
 	out, err := os.ReadFile(file)
 	if err != nil {
@@ -42,9 +62,6 @@ func (d *device) fio(args ...string) []fioJob {
 	for _, j := range result.Jobs {
 		if j.Error != 0 {
 			h.t.Errorf("fio job %s: error %d", j.Name, j.Error)
-		}
-		if j.Read.Bytes < j.Write.Bytes {
-			h.t.Errorf("fio job %s verified %d of %d bytes", j.Name, j.Read.Bytes, j.Write.Bytes)
 		}
 	}
 	return result.Jobs
