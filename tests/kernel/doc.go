@@ -5,7 +5,12 @@
 // The tests have the build tag "kernel" and need root and a kernel with ublk
 // and zoned block devices; make test boots such kernels in virtual machines,
 // make test-native uses the running one. QZBD_BIN names the program under
-// test, by default bin/qzbd of this module.
+// test, by default bin/qzbd of this module; QZBD_TOOLS the root directory of
+// newer tools, which bin/vm tools makes; QZBD_VM_SCRATCH, if set, a directory
+// on a file system that knows O_DIRECT, for where TMPDIR does not.
+//
+// A test with the build tag long as well goes on for as long as QZBD_LONGTIME
+// says; make long is for these.
 //
 // Every test leaves the machine as it found it, and that is part of what is
 // tested: no device, process, mount or file may remain, the kernel's log must

@@ -6,7 +6,8 @@
 // virtualisation is needed. The guest sees the host's root directory through
 // 9p: the host's tools and the build's output are there, and whatever the
 // command writes stays in the guest's memory. See package guest for the side
-// inside.
+// inside. Tools that are newer than the host's come from a tree of their own
+// ([EnsureTools]).
 //
 // A run fails not only with its command: a kernel that logged a warning, a
 // BUG, an oops or a hung task fails it as well.
