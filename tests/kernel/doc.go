@@ -7,7 +7,7 @@
 // make test-native uses the running one. QZBD_BIN names the program under
 // test, by default bin/qzbd of this module; QZBD_TOOLS the root directory of
 // newer tools, which bin/vm tools makes; QZBD_VM_SCRATCH, if set, a directory
-// on a file system that knows O_DIRECT, for where TMPDIR does not.
+// on an ext4.
 //
 // A test with the build tag long as well goes on for as long as QZBD_LONGTIME
 // says; make long is for these.

@@ -42,11 +42,16 @@ func readBack(t *testing.T, jobs []fioJob) {
 
 // fioBy runs the machine's own fio (by h.run) or the newer one (by h.tool).
 func (d *device) fioBy(run func(string, ...string) string, args ...string) []fioJob {
-	h := d.im.h
+	d.im.h.t.Helper()
+	return d.im.h.fio(run, append([]string{"--filename=" + d.node}, args...)...)
+}
+
+// fio is fioBy for jobs that name their devices themselves.
+func (h *host) fio(run func(string, ...string) string, args ...string) []fioJob {
 	h.t.Helper()
 	file := filepath.Join(h.dir, "fio.json") // hundreds of lines: not for a test's log
 	run("fio", append([]string{
-		"--output-format=json", "--output=" + file, "--filename=" + d.node, "--direct=1",
+		"--output-format=json", "--output=" + file, "--direct=1",
 	}, args...)...)
 	out, err := os.ReadFile(file)
 	if err != nil {

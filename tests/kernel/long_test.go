@@ -23,7 +23,7 @@ func longTime(t *testing.T) time.Duration {
 // checked after every few rows and attached in another way.
 func TestLongFioMix(t *testing.T) {
 	h := begin(t)
-	h.onDisk()
+	h.onExt4()
 	seed := rand.Uint64()
 	rnd := rand.New(rand.NewPCG(seed, 2))
 	t.Logf("seed %d", seed)

@@ -5,7 +5,6 @@ package kernel
 import (
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"strings"
 	"testing"
 )
@@ -61,7 +60,7 @@ func TestFioMix(t *testing.T) {
 			for j, row := range mix {
 				t.Run(row.name, func(t *testing.T) {
 					h := begin(t)
-					h.onDisk()
+					h.onExt4()
 					d := h.create("a.qcow2", mixImage).attach(append(way.flags, "--queues", queues())...)
 					row.do(d, engines[(i+j)%len(engines)], rand.Uint32())
 				})
@@ -130,23 +129,4 @@ func leftSpace(d *device, jobs []fioJob) {
 	if n := countWritten(d); n > mixSpace*3/4 {
 		d.im.h.t.Errorf("%d bytes are in the zones, want about half of %d", n, mixSpace)
 	}
-}
-
-// onDisk has the images on a file system that knows O_DIRECT.
-func (h *host) onDisk() {
-	h.t.Helper()
-	scratch := os.Getenv("QZBD_VM_SCRATCH")
-	if scratch == "" {
-		return // a machine's own TMPDIR should
-	}
-	dir, err := os.MkdirTemp(scratch, "images")
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	h.dir = dir
-	h.t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			h.t.Error(err)
-		}
-	})
 }
