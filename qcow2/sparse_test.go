@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"math"
 	"slices"
 	"sync"
@@ -38,23 +37,18 @@ var (
 
 func newSparseFile() *sparseFile { return &sparseFile{own: map[int64]*sparsePage{}} }
 
-// clone returns a file with the same contents. f must not be changed any more.
+// clone returns a file with the same contents. What f has becomes the base of
+// both.
 func (f *sparseFile) clone() *sparseFile {
+	if len(f.own) != 0 {
+		base := make(map[int64]*sparsePage, len(f.base)+len(f.own))
+		for _, k := range f.stored() {
+			base[k] = f.page(k)
+		}
+		f.base, f.own = base, map[int64]*sparsePage{}
+	}
 	g := newSparseFile()
 	g.size, g.base = f.size, f.base
-	if len(f.own) != 0 {
-		g.base = maps.Clone(f.base)
-		if g.base == nil {
-			g.base = map[int64]*sparsePage{}
-		}
-		for k, p := range f.own {
-			if p == nil {
-				delete(g.base, k)
-			} else {
-				g.base[k] = p
-			}
-		}
-	}
 	return g
 }
 
