@@ -5,6 +5,7 @@ package zbdtest
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -50,7 +51,8 @@ func command(t *testing.T, name string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// nullBlk is a shape of the null block device; sizes are MiB.
+// nullBlk is a shape of the null block device; sizes are MiB. With no zone size
+// it is not zoned.
 type nullBlk struct {
 	name                       string
 	size, zone, capacity       int
@@ -87,11 +89,14 @@ func makeNullBlk(t *testing.T, c nullBlk) (node string) {
 			t.Fatal(err)
 		}
 	}
-	for attribute, value := range map[string]int{
-		"memory_backed": 1, "zoned": 1, "size": c.size, "zone_size": c.zone, "zone_capacity": c.capacity,
-		"zone_nr_conv": c.conventional, "zone_max_open": c.open, "zone_max_active": c.active,
-		"blocksize": c.block, "submit_queues": c.queues,
-	} {
+	attributes := map[string]int{"memory_backed": 1, "size": c.size, "blocksize": c.block, "submit_queues": c.queues}
+	if c.zone != 0 {
+		maps.Copy(attributes, map[string]int{
+			"zoned": 1, "zone_size": c.zone, "zone_capacity": c.capacity, "zone_nr_conv": c.conventional,
+			"zone_max_open": c.open, "zone_max_active": c.active,
+		})
+	}
+	for attribute, value := range attributes {
 		set(attribute, value)
 	}
 	set("power", 1)
