@@ -1,6 +1,8 @@
 // Package kernel tests qzbd as its users meet it: the built program serves an
 // image, and the kernel's block layer, blkzone, fio and real file systems use
-// the device. Nothing is replaced by a stand-in.
+// the device. Nothing is replaced by a stand-in, except that some tests serve
+// the image themselves (served_test.go): then they can make zones read-only and
+// let writes fail.
 //
 // The tests have the build tag "kernel" and need root and a kernel with ublk
 // and zoned block devices; make test boots such kernels in virtual machines,
