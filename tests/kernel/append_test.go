@@ -74,19 +74,25 @@ func (d *device) overNVMe() *namespace {
 		}
 	})
 	put("/dev/nvme-fabrics", "transport=loop,nqn="+nqn)
-	var controller, node string
-	h.wait("the namespace appears", func() bool {
-		all, _ := filepath.Glob("/sys/class/nvme/nvme*")
-		for _, c := range all {
-			if b, err := os.ReadFile(filepath.Join(c, "subsysnqn")); err == nil && strings.TrimSpace(string(b)) == nqn {
-				controller = c
+	// Whatever else this machine has of NVMe is nobody's business.
+	ours := func(pattern, nqnFile string) string {
+		all, _ := filepath.Glob(pattern)
+		for _, name := range all {
+			if strings.Contains(filepath.Base(name), "c") {
+				continue // a hidden path to a namespace, nvme0c0n1
+			}
+			if b, err := os.ReadFile(filepath.Join(name, nqnFile)); err == nil && strings.TrimSpace(string(b)) == nqn {
+				return name
 			}
 		}
-		all, _ = filepath.Glob("/dev/nvme*n1")
-		if len(all) > 0 {
-			node = all[0]
-		}
-		return controller != "" && node != ""
+		return ""
+	}
+	var controller, node string
+	h.wait("the namespace appears", func() bool {
+		controller = ours("/sys/class/nvme/nvme*", "subsysnqn")
+		node = filepath.Join("/dev", filepath.Base(ours("/sys/block/nvme*n1", "device/subsysnqn")))
+		st, err := os.Stat(node)
+		return controller != "" && err == nil && st.Mode().Type() == os.ModeDevice
 	})
 	h.t.Cleanup(func() {
 		put(filepath.Join(controller, "delete_controller"), "1")
