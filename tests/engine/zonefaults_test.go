@@ -296,3 +296,30 @@ func TestManagementWaitsForWhatIsInFlight(t *testing.T) {
 		}
 	}
 }
+
+// A zone that becomes read-only while a reset of everything waits for it is
+// passed by like one that was.
+func TestAResetOfEverythingPassesByWhatBecomesReadOnlyMeanwhile(t *testing.T) {
+	for _, c := range []zns.Cond{zns.CondReadOnly, zns.CondOffline} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t, tight())
+			r.ok(r.write(1, 0, kib, 1))
+			r.ok(r.write(2, 0, kib, 2))
+			rd := r.begin(zns.OpRead, 1, 0, kib, 0)
+			set, reset := make(chan error, 1), make(chan error, 1)
+			go func() { set <- r.dev.SetCond(1, c) }()
+			synctest.Wait()
+			go func() { reset <- r.manage(zns.OpResetAll, 0) }()
+			synctest.Wait()
+			r.is(1, zns.CondImpOpen, kib)
+			rd.end(nil)
+			r.ok(<-set)
+			r.ok(<-reset)
+			r.is(1, c, kib)
+			r.is(2, zns.CondEmpty, 0)
+			r.reopen()
+			r.is(1, zns.CondClosed, kib)
+			r.holds(1, 0, kib, 1)
+		})
+	}
+}
