@@ -162,8 +162,8 @@ func (m failingMedia) Finish(zone uint32, wp uint64) error {
 }
 
 const (
-	readOnly cond = 13
-	offline  cond = 15
+	condRO  cond = 13
+	condOff cond = 15
 )
 
 func TestReadOnlyAndOfflineZonesKeepTheirRules(t *testing.T) {
@@ -180,7 +180,7 @@ func TestReadOnlyAndOfflineZonesKeepTheirRules(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	k.are(readOnly, offline, impOpen, empty)
+	k.are(condRO, condOff, impOpen, empty)
 	k.holds(1, ro*zlen, 65536)
 	k.zeros(ro*zlen+65536, 65536)
 	if n, err := k.tryRead(off*zlen, 4096); err == nil {
@@ -199,18 +199,18 @@ func TestReadOnlyAndOfflineZonesKeepTheirRules(t *testing.T) {
 			}
 		}
 	}
-	k.are(readOnly, offline, impOpen, empty)
+	k.are(condRO, condOff, impOpen, empty)
 	// Neither counts against a limit any more.
 	for i := int64(3); i < 5; i++ {
 		k.write(1, i*zlen, 4096)
 	}
-	k.are(readOnly, offline, closed, impOpen, impOpen, empty)
+	k.are(condRO, condOff, closed, impOpen, impOpen, empty)
 	k.refuse(eoverflow, 5*zlen, 4096)
 	// A reset of everything passes them by.
 	if err := k.mgmt(blkResetZone, 0, 8*zlen); err != nil {
 		t.Errorf("reset of the whole device: %v", err)
 	}
-	k.are(readOnly, offline, empty, empty, empty, empty)
+	k.are(condRO, condOff, empty, empty, empty, empty)
 	k.holds(1, ro*zlen, 65536)
 	k.zeros(other*zlen, 65536)
 	k.write(2, other*zlen, 4096)
