@@ -247,6 +247,29 @@ func refusals(t *testing.T) []refusal {
 			others: map[Layout]string{
 				Layout2026a: "zonedmeta of zone 0 is 0x8000000000000200 (big-endian): that of a conventional zone must be its start, 0x0",
 				Layout2026b: "zonedmeta of zone 0 is 0x8000000000000200 (big-endian): that of a conventional zone must be its start, 0x0"}},
+
+		{rule: "L1 entry with reserved bits", by: inTables, patches: []patch{{0x40000, uint64(1<<56 | 1)}},
+			want: "image is corrupt and was left as it is: zones 0 to 7: L2 table 0x0 of guest offset 0x0 (entry at 0x40000) has reserved bits set: 0x100000000000001"},
+		{rule: "L1 entry unaligned", by: inTables, patches: []patch{{0x40000, uint64(flagCopied | 0x30200)}},
+			want: "image is corrupt and was left as it is: zones 0 to 7: L2 table 0x30200 of guest offset 0x0 (entry at 0x40000) is not at a multiple of the cluster size"},
+		{rule: "L1 entry beyond the file", by: inTables, patches: []patch{{0x40000, uint64(flagCopied | 0x50000)}},
+			want: "image is corrupt and was left as it is: zones 0 to 7: L2 table 0x50000 of guest offset 0x0 (entry at 0x40000) lies beyond the end of the file at 0x50000"},
+		{rule: "L1 entry to zonedmeta", by: inTables, patches: []patch{{0x40000, uint64(flagCopied | sampleMeta)}},
+			want: "image is corrupt and was left as it is: zones 0 to 7: L2 table 0x30000 of guest offset 0x0 (entry at 0x40000) lies in a cluster that something else uses, too"},
+		{rule: "L1 entry to the refcount table", by: inTables, patches: []patch{{0x40000, uint64(flagCopied | 0x10000)}},
+			want: "image is corrupt and was left as it is: zones 0 to 7: L2 table 0x10000 of guest offset 0x0 (entry at 0x40000) lies in a cluster that something else uses, too"},
+		{rule: "refcount block unaligned", by: inTables, patches: []patch{{0x10000, uint64(0x20200)}},
+			want: "image is corrupt and was left as it is: refcount block 0 at 0x20200 (entry at 0x10000) is not at a multiple of the cluster size"},
+		{rule: "refcount block with reserved bits", by: inTables, patches: []patch{{0x10000, uint64(0x20001)}},
+			want: "image is corrupt and was left as it is: refcount block 0 at 0x20000 (entry at 0x10000) has reserved bits set: 0x1"},
+		{rule: "refcount block beyond the file", by: inTables, patches: []patch{{0x10000, uint64(1 << 40)}},
+			want: "image is corrupt and was left as it is: refcount block 0 at 0x10000000000 (entry at 0x10000) lies beyond the end of the file at 0x50000"},
+		{rule: "refcount block in zonedmeta", by: inTables, patches: []patch{{0x10008, uint64(sampleMeta)}},
+			want: "image is corrupt and was left as it is: refcount block 1 at 0x30000 (entry at 0x10008) lies in a cluster that something else uses, too"},
+		{rule: "zonedmeta counted as free", by: inTables, patches: []patch{{0x20006, []byte{0, 0}}},
+			want: "image is corrupt and was left as it is: the refcounts call the cluster at 0x30000 free, which is in use; run qzbd check -r all"},
+		{rule: "no refcount block", by: inTables, patches: []patch{{0x10000, uint64(0)}},
+			want: "image is corrupt and was left as it is: the refcounts call the cluster at 0x0 free, which is in use; run qzbd check -r all"},
 	}
 }
 

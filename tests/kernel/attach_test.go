@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -76,14 +77,27 @@ func TestAnImageThatTheKernelCannotServeIsRefused(t *testing.T) {
 	h := begin(t)
 	for _, c := range []struct {
 		name, options string
+		zones         int
 		words         []string
 	}{
-		{"short-last-zone", "size=65M,zone.size=8M", []string{"zone"}},
-		{"too-many-zones", "size=16385M,zone.size=1M", []string{"16384"}},
+		{"short-last-zone", "size=65M,zone.size=8M", 9, []string{"short", "--drop-short-zone"}},
+		{"too-many-zones", "size=16385M,zone.size=1M", 16385, []string{"16385 zones", "16384"}},
 	} {
 		im := h.create(c.name, c.options)
+		before := im.bytes(0, 256<<10)
 		says(t, h.refused(qzbd, "attach", im.path), c.words...)
+		if !bytes.Equal(im.bytes(0, len(before)), before) {
+			t.Errorf("%s: changed by a refusal", c.name)
+		}
+		// Offline everything works; check does at the end of every test.
+		if n := len(im.zones()); n != c.zones {
+			t.Errorf("%s: %d zones", c.name, n)
+		}
+		im.info()
 	}
+	// What is left without the short zone must be a zoned device.
+	im := h.create("conventional-but-for-a-short-one", "size=65M,zone.size=8M,zone.conventional_zones=8")
+	says(t, h.refused(qzbd, "attach", "--drop-short-zone", im.path), "no sequential zone is left")
 }
 
 func TestADeviceInUseIsNotDetached(t *testing.T) {
