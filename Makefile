@@ -8,9 +8,12 @@ UNITDIR ?= /usr/lib/systemd/system
 MODULESDIR ?= /usr/lib/modules-load.d
 SHARE = $(DESTDIR)$(PREFIX)/share
 FUZZTIME ?= 20s
+SEED ?= $(shell date +%s)
+N ?= 20000
+CUTS ?= 1
 LONGTIME ?= 30m
 
-.PHONY: build vm zbdtest driver install demo test unit race fuzz long vm-test test-native lint clean
+.PHONY: build vm zbdtest driver install demo test unit race fuzz long vm-test test-native lint clean sim mutants powercut
 
 build: # a second -ldflags replaces the first, so it repeats it
 	go build -ldflags='-checklinkname=0 -X main.version=$(version)' -o bin/qzbd ./cmd/qzbd
@@ -55,6 +58,15 @@ fuzz: driver
 
 long: driver # on both kernels, one after the other
 	bin/all -only deps,build,kernels,long-6.12,long-7 -longtime $(LONGTIME)
+
+sim: # from a seed that nobody has seen
+	go test -count=1 -timeout=12h -run='PowerCuts|ActiveSet' ./tests/engine -first=$(SEED) -cuts=$(N)
+
+mutants:
+	go test -count=1 -timeout=3h -tags=mutants -v ./tests/mutants
+
+powercut: build vm
+	go test -count=1 -timeout=12h -tags=machine -v ./tests/powercut -powercuts=$(CUTS)
 
 clean:
 	rm -rf bin

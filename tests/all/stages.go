@@ -96,8 +96,8 @@ func lint(ctx context.Context, r *report) error {
 		args []string
 	}{
 		{"vet", []string{"go", "vet", "./..."}},
-		{"vet kernel", []string{"go", "vet", "-tags=kernel,machine,long", "./..."}},
-		{"staticcheck", []string{"go", "tool", "staticcheck", "-tags=kernel,machine,long", "./..."}},
+		{"vet kernel", []string{"go", "vet", "-tags=kernel,machine,long,mutants", "./..."}},
+		{"staticcheck", []string{"go", "tool", "staticcheck", "-tags=kernel,machine,long,mutants", "./..."}},
 	} {
 		if err := command(ctx, r, check.args[0], check.args[1:]...); err != nil {
 			r.failCheck(check.name, err.Error())

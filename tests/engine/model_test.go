@@ -3,8 +3,6 @@ package engine
 import (
 	"encoding/binary"
 	"fmt"
-	"iter"
-	"maps"
 	"slices"
 
 	"github.com/qzbd/qzbd/zns"
@@ -218,9 +216,4 @@ func stamps(p []byte) []uint64 {
 		}
 	}
 	return out
-}
-
-// sorted walks a map's keys in order, so that a seed says everything.
-func sorted[V any](m map[int64]V) iter.Seq[int64] {
-	return slices.Values(slices.Sorted(maps.Keys(m)))
 }

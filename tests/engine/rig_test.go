@@ -158,16 +158,6 @@ func (r *rig) is(zone int, c zns.Cond, wp uint64) {
 	}
 }
 
-// are checks the conditions of the first zones.
-func (r *rig) are(want ...zns.Cond) {
-	r.TB.Helper()
-	for i, c := range want {
-		if got := r.dev.Zone(uint32(i)).Cond; got != c {
-			r.Errorf("zone %d is %v, want %v", i, got, c)
-		}
-	}
-}
-
 // fail makes operations of the file fail that f picks.
 func (r *rig) fail(err error, f func(crashfile.Op) bool) {
 	r.disk.Fault(func(op crashfile.Op) error {

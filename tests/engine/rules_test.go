@@ -92,12 +92,12 @@ var rules = map[string][]any{
 // active already has its place; a closed zone has a place among the active ones.
 var (
 	atOpenLimit = map[string][]any{
-		"write":        {noOpen, itself, itself, itself, noOpen, isFull, isFull, isRO, isOff},
-		"fill":         {noOpen, itself, itself, itself, noOpen, isFull, isFull, isRO, isOff},
-		"append":       {noOpen, itself, itself, itself, noOpen, isFull, isFull, isRO, isOff},
-		"write-zeroes": {noOpen, itself, itself, itself, noOpen, isFull, isFull, isRO, isOff},
-		"open":         {noOpen, itself, itself, itself, noOpen, isFull, isFull, isRO, isOff},
-		"finish":       {noOpen, itself, itself, itself, noOpen, toFull, toFull, isRO, isOff},
+		"write":        {noOpen, errOwn, errOwn, errOwn, noOpen, isFull, isFull, isRO, isOff},
+		"fill":         {noOpen, errOwn, errOwn, errOwn, noOpen, isFull, isFull, isRO, isOff},
+		"append":       {noOpen, errOwn, errOwn, errOwn, noOpen, isFull, isFull, isRO, isOff},
+		"write-zeroes": {noOpen, errOwn, errOwn, errOwn, noOpen, isFull, isFull, isRO, isOff},
+		"open":         {noOpen, errOwn, errOwn, errOwn, noOpen, isFull, isFull, isRO, isOff},
+		"finish":       {noOpen, errOwn, errOwn, errOwn, noOpen, toFull, toFull, isRO, isOff},
 	}
 	atActiveLimit = map[string][]any{
 		"write":        {noActive, toImp, toExp, toExp, toImp, isFull, isFull, isRO, isOff},
@@ -122,7 +122,7 @@ var (
 	notAtWP, tooMuch    = zns.ErrNotAtWP, zns.ErrBoundary
 	noOpen, noActive    = zns.ErrOpenLimit, zns.ErrActiveLimit
 	noCond              = zns.ErrCond
-	itself              = errors.New("an open zone has one of the places itself")
+	errOwn              = errors.New("an open zone has one of the places itself")
 )
 
 func TestEveryStateMeetsEveryVerbAndANewStart(t *testing.T) {
@@ -153,7 +153,7 @@ func TestEveryStateMeetsEveryVerbAndANewStart(t *testing.T) {
 				if row := c.different[v.name]; row != nil {
 					want = row[i]
 				}
-				if want == itself || c.name == "at the open limit" && st.cond.Open() {
+				if want == errOwn || c.name == "at the open limit" && st.cond.Open() {
 					continue
 				}
 				t.Run(fmt.Sprintf("%s/%s/%s", c.name, v.name, st.name), func(t *testing.T) {

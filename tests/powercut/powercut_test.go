@@ -103,7 +103,7 @@ func (s *site) boot(first bool) {
 		}
 		s.durable.WriteString(line + "\n")
 	}}
-	status, err, log := s.run(ctx, kill, phase, out)
+	status, log, err := s.run(ctx, kill, phase, out)
 	if !s.disk.Dead() {
 		s.t.Fatalf("%s: the machine ended by itself: status %d, %v\n%s", phase, status, err, log)
 	}
@@ -115,14 +115,14 @@ func (s *site) last() {
 	s.t.Helper()
 	ctx, kill := context.WithCancel(context.Background())
 	defer kill()
-	status, err, log := s.run(ctx, kill, "LAST", &lines{each: func(string) {}})
+	status, log, err := s.run(ctx, kill, "LAST", &lines{each: func(string) {}})
 	if err != nil || status != 0 {
 		s.t.Fatalf("after the last power cut: status %d, %v\n%s", status, err, log)
 	}
 }
 
 // run is one boot. A cut of the disk kills the machine.
-func (s *site) run(ctx context.Context, kill func(), phase string, out *lines) (status int, err error, log string) {
+func (s *site) run(ctx context.Context, kill func(), phase string, out *lines) (status int, log string, err error) {
 	s.t.Helper()
 	socket := filepath.Join(s.dir, "nbd")
 	os.Remove(socket)
@@ -147,7 +147,7 @@ func (s *site) run(ctx context.Context, kill func(), phase string, out *lines) (
 	if cerr := server.Close(); cerr != nil {
 		s.t.Error(cerr)
 	}
-	return status, err, said.String()
+	return status, said.String(), err
 }
 
 // mains is the disk with its power: when that goes off, the machine's does, and
