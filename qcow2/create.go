@@ -11,7 +11,8 @@ import (
 )
 
 // Create makes an image of which every zone is empty. A file that is there
-// already is replaced, unless somebody has it open; it keeps its mode. The new
+// already is replaced, unless somebody has it open; it keeps its mode. One that
+// comes into being meanwhile is left alone. The new
 // image is written beside it and renamed when it is complete and durable: an
 // error leaves what was there, and nothing else. So does being killed, where the
 // file system has files without a name.
@@ -55,7 +56,7 @@ func createWith(path string, o CreateOptions, wrap func(*OSFile) File) (err erro
 	if err := f.Sync(); err != nil { // with the mode
 		return err
 	}
-	return f.publish(path)
+	return f.publish(path, old)
 }
 
 // openOld opens and locks the file that an image is to replace; nil if there
@@ -78,7 +79,27 @@ func openOld(path string) (*os.File, error) {
 	if err := Lock(f, true); err != nil && !errors.Is(err, ErrNoLocks) {
 		return nil, errors.Join(err, f.Close())
 	}
+	if err := stillThere(path, f); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
 	return f, nil
+}
+
+// stillThere checks that a name still is that of an open file: a lock on
+// another one protects nothing.
+func stillThere(path string, f *os.File) error {
+	now, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(now, st) {
+		return fmt.Errorf("%s has been replaced by another file meanwhile, which was left as it is: try again", path)
+	}
+	return nil
 }
 
 // Format makes f, whatever it holds, an image of which every zone is empty.

@@ -41,16 +41,30 @@ func openTemp(path string, mode fs.FileMode) (*tempFile, error) {
 	return t, nil
 }
 
-// publish gives the file its name, whatever has it now, and makes that durable.
-func (t *tempFile) publish(path string) error {
-	if !t.named {
-		if err := t.link(); err != nil {
-			return fmt.Errorf("name the new image %s: %w", path, err)
+// publish gives the file its name and makes that durable. old, which is open
+// and locked, loses the name; nil means that nothing has it.
+func (t *tempFile) publish(path string, old *os.File) error {
+	var err error
+	switch {
+	case old != nil:
+		err = t.replace(path, old)
+	case t.named:
+		err = unix.Renameat2(unix.AT_FDCWD, t.temp, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+		if errors.Is(err, syscall.EINVAL) { // the file system cannot: as well as it goes
+			if _, serr := os.Lstat(path); serr == nil {
+				err = syscall.EEXIST
+			} else {
+				err = os.Rename(t.temp, path)
+			}
 		}
-		t.named = true
+	default:
+		err = t.link(path)
 	}
-	if err := os.Rename(t.temp, path); err != nil {
-		return err
+	switch {
+	case errors.Is(err, syscall.EEXIST):
+		return fmt.Errorf("%s has been made by somebody else meanwhile and was left as it is: choose another name", path)
+	case err != nil:
+		return fmt.Errorf("name the new image %s: %w", path, err)
 	}
 	t.named = false
 	d, err := os.Open(t.dir)
@@ -60,13 +74,27 @@ func (t *tempFile) publish(path string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// link gives an unnamed file the temporary name: no call replaces another file
-// by an unnamed one.
-func (t *tempFile) link() error {
+// replace takes the name from old. No call does that with an unnamed file, which
+// gets the temporary name first.
+func (t *tempFile) replace(path string, old *os.File) error {
+	if !t.named {
+		if err := t.link(t.temp); err != nil {
+			return err
+		}
+		t.named = true
+	}
+	if err := stillThere(path, old); err != nil {
+		return err
+	}
+	return os.Rename(t.temp, path)
+}
+
+// link gives an unnamed file a name that is free.
+func (t *tempFile) link(path string) error {
 	proc := fmt.Sprintf("/proc/self/fd/%d", t.Fd())
-	err := unix.Linkat(unix.AT_FDCWD, proc, unix.AT_FDCWD, t.temp, unix.AT_SYMLINK_FOLLOW)
+	err := unix.Linkat(unix.AT_FDCWD, proc, unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
 	if errors.Is(err, syscall.ENOENT) { // no /proc: root can do without
-		err = unix.Linkat(int(t.Fd()), "", unix.AT_FDCWD, t.temp, unix.AT_EMPTY_PATH)
+		err = unix.Linkat(int(t.Fd()), "", unix.AT_FDCWD, path, unix.AT_EMPTY_PATH)
 	}
 	return err
 }

@@ -52,8 +52,9 @@ type Config struct {
 	ReadOnly bool
 	Logger   *zap.Logger
 	// Added is called with the device's number once the kernel has given it
-	// and before the device can be used. An error ends Start.
-	Added func(id int) error
+	// and before the device can be used, and with a mark for DeleteMarked.
+	// An error ends Start.
+	Added func(id int, mark uint64) error
 	// Ended is called once for a device that Start has started, when all its
 	// requests are answered and Target and DataFD are not used any more, but
 	// before its number can be given to another device. Wait returns its error.

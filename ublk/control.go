@@ -307,6 +307,13 @@ func (c *Control) Delete(ctx context.Context, id int) error {
 	return err
 }
 
+// DeleteMarked is Delete for a device that Config.Added has named so; another
+// one that has its number now is left alone, which is no error.
+func (c *Control) DeleteMarked(ctx context.Context, id int, mark uint64) error {
+	_, err := c.remove(ctx, id, mark)
+	return err
+}
+
 // remove deletes the device id if it still has the mark, and says whether it is
 // gone. A device that somebody else has deleted can have left its number to
 // another one, before this call or while it waits.

@@ -99,7 +99,7 @@ func (d *Device) start(ctx context.Context, p *params) (err error) {
 		}
 	}()
 	if d.cfg.Added != nil {
-		if err := d.cfg.Added(d.id); err != nil {
+		if err := d.cfg.Added(d.id, d.mark); err != nil {
 			return err
 		}
 	}

@@ -3,10 +3,12 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/qzbd/qzbd/qcow2"
 )
@@ -39,6 +41,15 @@ T, P and E. An image of that name is replaced, unless it is in use.`,
 			if len(args) == 2 {
 				size = args[1]
 			}
+			if args[0] == "" {
+				return usageError(cmd, errors.New("the name of the image is empty"))
+			}
+			// Also where the file system has no locks that say so.
+			if list, err := findStates(args[0]); err != nil {
+				return err
+			} else if len(list) > 0 && list[0].alive() {
+				return fmt.Errorf("%s is attached as %s: detach it first", args[0], devicesOf(list))
+			}
 			o, warnings, err := qcow2.ParseCreateOptions(options, size)
 			if err != nil {
 				return err
@@ -49,13 +60,24 @@ T, P and E. An image of that name is replaced, unless it is in use.`,
 			p := newProgress("preallocating " + args[0])
 			defer p.end()
 			o.Progress = p.update
-			return qcow2.Create(args[0], o)
+			return explainCreate(qcow2.Create(args[0], o))
 		},
 	}
 	// An array, not a slice: the value's commas are the options' own.
 	cmd.Flags().StringArrayVarP(&options, "option", "o", nil, "options, comma separated; -o help lists them")
 	completeFlag(cmd, "option", completeCreateOptions)
 	return cmd
+}
+
+// explainCreate says what helps against an error of the directory.
+func explainCreate(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w: make the directory first", err)
+	case errors.Is(err, unix.EROFS):
+		return fmt.Errorf("%w: choose a place that can be written to", err)
+	}
+	return err
 }
 
 // asksForHelp looks for the word that qemu-img takes instead of an option.

@@ -25,6 +25,14 @@ func openImage(path string, write bool, lock func(f *os.File, write bool) error)
 	if err := lock(f, write); err != nil {
 		return nil, errors.Join(explainInUse(err, f), f.Close())
 	}
+	// Before the lock, create may have put another file in its place.
+	now, err := os.Stat(path)
+	if err != nil {
+		return nil, errors.Join(explainOpen(err), f.Close())
+	}
+	if st, err := f.Stat(); err != nil || !os.SameFile(now, st) {
+		return nil, errors.Join(err, fmt.Errorf("%s has just been replaced by another file: try again", path), f.Close())
+	}
 	return f, nil
 }
 
@@ -33,6 +41,8 @@ func openImage(path string, write bool, lock func(f *os.File, write bool) error)
 func openFile(path string, flag int) (*os.File, error) {
 	st, err := os.Stat(path)
 	switch {
+	case path == "":
+		return nil, errors.New("the name of the image is empty")
 	case err != nil:
 		return nil, explainOpen(err)
 	case st.IsDir():
@@ -57,7 +67,7 @@ func explainOpen(err error) error {
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%w: run as root (sudo), or allow it with chmod", err)
 	case errors.Is(err, unix.EROFS):
-		return fmt.Errorf("%w: `qzbd attach --read-only` needs no writing", err)
+		return fmt.Errorf("%w: `qzbd attach --read-only` and `qzbd check` need no writing", err)
 	case errors.Is(err, unix.ENOTDIR):
 		return fmt.Errorf("%w: a part of the path is a file", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -64,6 +65,9 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 	f := qcow2.NewOSFile(file)
 	g, err := srv.plan(o, f)
 	if err != nil {
+		return errors.Join(fmt.Errorf("%s: %w", o.image, err), f.Close())
+	}
+	if err := checkFree(o.id); err != nil {
 		return errors.Join(fmt.Errorf("%s: %w", o.image, err), f.Close())
 	}
 	var needs qcow2.Direct
@@ -144,6 +148,26 @@ func (srv *server) plan(o *attachOptions, f qcow2.File) (zns.Geometry, error) {
 	return g, ublk.CheckGeometry(g)
 }
 
+// checkFree refuses a number that is taken before an image is opened for it, and
+// perhaps mended. Who takes it later is found when the device is added.
+func checkFree(id int) error {
+	if id < 0 {
+		return nil
+	}
+	c, err := ublk.Open()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	switch _, err := c.Info(context.Background(), id); {
+	case errors.Is(err, ublk.ErrNoDevice):
+		return nil
+	case err != nil:
+		return err
+	}
+	return fmt.Errorf("device %d exists already: choose another id, or detach it", id)
+}
+
 // start makes a device of the image. Its state is there before the device is,
 // so that even a server killed in between leaves nothing that detach cannot
 // find.
@@ -171,10 +195,10 @@ func (srv *server) start(o *attachOptions, g zns.Geometry, fd, align int) (*ublk
 }
 
 // added records the device as soon as it has a number.
-func (srv *server) added(id int) error {
+func (srv *server) added(id int, mark uint64) error {
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
-	srv.state.ID, srv.state.Device = id, ublk.NodePath(id)
+	srv.state.ID, srv.state.Device, srv.state.Mark = id, ublk.NodePath(id), strconv.FormatUint(mark, 16)
 	if err := srv.state.save(); err != nil {
 		return fmt.Errorf("record the device in %s: %w", stateRoot, err)
 	}

@@ -42,6 +42,8 @@ type state struct {
 	Attached  time.Time `json:"attached"`
 	// Failure is what made the image fail or the stop go wrong.
 	Failure string `json:"failure,omitempty"`
+	// Mark tells the device from any other that gets its number.
+	Mark string `json:"mark"` // hexadecimal
 }
 
 func stateDir(id int) string { return filepath.Join(stateRoot, strconv.Itoa(id)) }
@@ -100,6 +102,9 @@ func readState(id int) (*state, error) {
 	s := new(state)
 	if err := json.Unmarshal(b, s); err != nil {
 		return nil, fmt.Errorf("%s is damaged (%w): remove it if no qzbd process serves the device", path, err)
+	}
+	if s.ID != id || s.Device != ublk.NodePath(id) {
+		return nil, fmt.Errorf("%s is damaged (it is about device %d, %q): remove it if no qzbd process serves the device", path, s.ID, s.Device)
 	}
 	return s, nil
 }
@@ -199,17 +204,24 @@ func (s *state) signalAndWait(sig syscall.Signal) error {
 	if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil {
 		return fmt.Errorf("signal server %d: %w", s.PID, err)
 	}
+	timeout := silence
 	for {
-		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(timeout.Milliseconds()))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
 			return fmt.Errorf("wait for server %d: %w", s.PID, err)
+		case n > 0:
+			return nil
+		default:
+			fmt.Fprintf(os.Stderr, "qzbd: waiting for the server of %s, process %d: it writes what is left, or it is stopped (kill -CONT %d)\n", s.Device, s.PID, s.PID)
+			timeout = -1 * time.Millisecond // as long as it takes
 		}
-		return nil
 	}
 }
+
+// silence is how long detach waits before it says for whom.
+const silence = 5 * time.Second
 
 // settle clears away what a server that is gone has left under its number. What
 // it could not do itself becomes the error.
@@ -236,20 +248,25 @@ func (s *state) settle() error {
 
 // clear removes what the kernel and we keep of a server that is gone.
 func (s *state) clear() error {
-	if err := deleteDevice(s.ID); err != nil {
+	mark, err := strconv.ParseUint(s.Mark, 16, 64)
+	if err != nil {
+		return fmt.Errorf("the record of %s in %s is damaged (mark %q): remove it if no qzbd process serves the device", s.Device, stateDir(s.ID), s.Mark)
+	}
+	if err := deleteDevice(s.ID, mark); err != nil {
 		return fmt.Errorf("the server of %s is gone and its device cannot be removed: %w", s.Device, err)
 	}
 	return s.remove()
 }
 
-// deleteDevice removes the device of a server that is gone, if it is there.
-func deleteDevice(id int) error {
+// deleteDevice removes the device of a server that is gone, if it is there and
+// not another one that has got its number.
+func deleteDevice(id int, mark uint64) error {
 	c, err := ublk.Open()
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	if err := c.Delete(context.Background(), id); !errors.Is(err, ublk.ErrNoDevice) {
+	if err := c.DeleteMarked(context.Background(), id, mark); !errors.Is(err, ublk.ErrNoDevice) {
 		return err
 	}
 	return nil
