@@ -34,7 +34,7 @@ type allocator struct {
 	fileEnd atomic.Int64 // clusters in the file, a length that is durable; the holder of the token extends it
 	limit   int64        // clusters that the file may have before free ones are waited for
 
-	mu      sync.Mutex     // guards what follows; never held across I/O; order: image level
+	mu      sync.Mutex     // guards what follows; never held across I/O; order: 5
 	clean   runSet         // durably zero
 	unclean runSet         // unused since before the image was opened, contents unknown
 	freed   []run          // their cleared entries may not be durable

@@ -46,7 +46,7 @@ type cache struct {
 	shift uint   // of the hash
 	empty *slice // what every slice of a missing L2 table looks like
 
-	mu      sync.Mutex // guards loading, hands and changes of sets; order: image level
+	mu      sync.Mutex // guards loading, hands and changes of sets; order: 5
 	loading map[int64]*sliceLoad
 	hands   []uint8
 }

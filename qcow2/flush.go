@@ -24,7 +24,7 @@ type syncer struct {
 	quit chan struct{}
 	done chan struct{} // closed when the goroutine has ended
 
-	mu      sync.Mutex // guards what follows; never held across I/O; order: 0
+	mu      sync.Mutex // guards what follows; never held across I/O; order: 3
 	stopped bool
 	flushes []chan error
 	drains  []chan error // wait for the round's quarantine as well

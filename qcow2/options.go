@@ -56,14 +56,14 @@ type option struct {
 var options = []option{
 	{"size", "virtual size; or give it as the argument", sizeOption(func(o *CreateOptions) *uint64 { return &o.Size })},
 	{"zone.mode", "zone model: host-managed (the default)", oneOf("host-managed")},
-	{"zone.size", "zone size, a power of two (default 256M)", sizeOption(func(o *CreateOptions) *uint64 { return &o.ZoneSize })},
+	{"zone.size", "zone size, a power of two and multiple of cluster_size (default 256M)", sizeOption(func(o *CreateOptions) *uint64 { return &o.ZoneSize })},
 	{"zone.capacity", "writable bytes of a zone (default: zone.size)", sizeOption(func(o *CreateOptions) *uint64 { return &o.ZoneCapacity })},
 	{"zone.conventional_zones", "so many zones at the beginning have no write pointer (default 0)", numberOption(func(o *CreateOptions) *uint64 { return &o.Conventional })},
-	{"zone.max_open_zones", "open zones at most (default 0, no limit; or zone.max_active_zones)", numberOption(func(o *CreateOptions) *uint64 { return &o.MaxOpen })},
+	{"zone.max_open_zones", "open zones at most (default and 0: zone.max_active_zones)", numberOption(func(o *CreateOptions) *uint64 { return &o.MaxOpen })},
 	{"zone.max_active_zones", "zones neither empty nor full at most (default 0, no limit)", numberOption(func(o *CreateOptions) *uint64 { return &o.MaxActive })},
-	{"zone.max_append_bytes", "largest zone append (default 64K)", sizeOption(func(o *CreateOptions) *uint64 { return &o.MaxAppend })},
+	{"zone.max_append_bytes", "largest zone append (default 64K, less in small zones; 0: no limit of its own)", sizeOption(func(o *CreateOptions) *uint64 { return &o.MaxAppend })},
 	{"cluster_size", "unit of allocation, 512 to 2M (default 64K)", sizeOption(func(o *CreateOptions) *uint64 { return &o.ClusterSize })},
-	{"refcount_bits", "width of a refcount, 1 to 64 (default 16)", numberOption(func(o *CreateOptions) *uint64 { return &o.RefcountBits })},
+	{"refcount_bits", "width of a refcount, a power of two, 1 to 64 (default 16)", numberOption(func(o *CreateOptions) *uint64 { return &o.RefcountBits })},
 	{"lazy_refcounts", "postpone refcount updates: on or off (default off)", func(o *CreateOptions, v string) (err error) {
 		o.LazyRefcounts, err = parseSwitch(v)
 		return err
@@ -256,9 +256,9 @@ func setOption(o *CreateOptions, name, value string) error {
 	case known && nothing != "":
 		return fmt.Errorf("%s=%s: this is not built, only %s is", name, value, nothing)
 	case known, strings.HasPrefix(name, "encrypt."):
-		return fmt.Errorf("%s=%s: this option is not built", name, value)
+		return fmt.Errorf("%s=%s: this option is not built: leave it out", name, value)
 	}
-	return fmt.Errorf("%s=%s: there is no such option", name, value)
+	return fmt.Errorf("%s=%s: there is no such option: -o help lists them", name, value)
 }
 
 // withDefaults fills in what was left out.

@@ -13,7 +13,7 @@ import (
 // A pointer is an absolute byte offset on the device as zonedmeta stores it,
 // without the flag; a finished zone's lies above start+capacity.
 type pointers struct {
-	mu     sync.Mutex // guards what follows; order: innermost
+	mu     sync.Mutex // guards what follows; order: 6, innermost
 	staged []uint64
 	moved  bitmap   // zones whose staged pointer may differ from synced
 	list   []uint32 // the same, in the order of moving

@@ -38,6 +38,16 @@
 // takes those above it along; the reserved pointer falls back to the committed
 // one as soon as their I/O has ended.
 //
+// # Files
+//
+//	zone.go errors.go request.go media.go  the words: zones, refusals, requests,
+//	                                       what a Device needs from below
+//	transition.go limits.go                the state machine; counters, eviction
+//	device.go state.go                     Begin, Work, End; a zone in memory
+//	data.go commit.go manage.go            reads and writes; their end; open,
+//	                                       close, finish, reset
+//	sync.go                                Do, the synchronous executor
+//
 // # Locks
 //
 //	zone.mu    1  the reservations of a zone, its gate, its write pointer

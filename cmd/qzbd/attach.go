@@ -77,7 +77,7 @@ qzbd detach or SIGTERM.`,
 		},
 	}
 	f := cmd.Flags()
-	f.IntVar(&o.id, "id", -1, "device number N of /dev/ublkbN (default: the first free one)")
+	f.IntVar(&o.id, "id", -1, "device number N of /dev/ublkbN; -1: the first free one")
 	f.IntVar(&o.queues, "queues", 1, "hardware queues, one thread each")
 	f.IntVar(&o.depth, "depth", 128, "requests in flight per queue")
 	f.IntVar(&o.blockSize, "block-size", 512, "logical block size in bytes, 512 or 4096")

@@ -20,7 +20,8 @@ func createCommand() *cobra.Command {
 		Short: "Create a zoned image",
 		Long: `Create makes IMAGE, a qcow2 image with the zoned extension. The options are
 those of qemu-img create; -o help lists them. Sizes take the suffixes K, M, G,
-T, P and E. An image of that name is replaced, unless it is in use.`,
+T, P and E. A file of that name is replaced, whatever it holds, unless it is in
+use.`,
 		Example: `  qzbd create -o zone.size=64M,zone.max_open_zones=6,zone.max_active_zones=8 z.qcow2 768M`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 2 {

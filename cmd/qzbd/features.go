@@ -18,7 +18,7 @@ func featuresCommand() *cobra.Command {
 		Use:   "features",
 		Short: "Show what this kernel's ublk driver offers",
 		Long: `Features lists the features of the kernel's ublk driver, which of them qzbd
-needs, and for the missing ones the kernel version that brought them.`,
+needs, and the Linux version that brought each.`,
 		Args: needs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			have, err := kernelFeatures(cmd.Context())

@@ -15,7 +15,7 @@ func geometry(h *qcow2.Header, wps []uint64, o *attachOptions) (zns.Geometry, er
 	size := h.Size
 	if short := size % z.ZoneSize; short != 0 {
 		if !o.dropShortZone {
-			return zns.Geometry{}, fmt.Errorf("the last of its %d zones is short (%d of %d bytes), which no Linux kernel serves: attach it without that zone with --drop-short-zone; zones and check work on the file", z.NrZones, short, z.ZoneSize)
+			return zns.Geometry{}, fmt.Errorf("the last of its %d zones is short (%d of %d bytes), which no Linux kernel serves: attach it without that zone with --drop-short-zone; info, zones and check work on the file", z.NrZones, short, z.ZoneSize)
 		}
 		if err := dropLastZone(h, &z, wps[z.NrZones-1]); err != nil {
 			return zns.Geometry{}, err

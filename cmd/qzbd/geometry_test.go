@@ -62,7 +62,7 @@ func TestAShortLastZoneIsLeftOutOnRequestOnly(t *testing.T) {
 				t.Error("the header was changed")
 			}
 			_, err = geometry(h, wps, &attachOptions{blockSize: 512})
-			const refusal = "the last of its 4 zones is short (37748736 of 67108864 bytes), which no Linux kernel serves: attach it without that zone with --drop-short-zone; zones and check work on the file"
+			const refusal = "the last of its 4 zones is short (37748736 of 67108864 bytes), which no Linux kernel serves: attach it without that zone with --drop-short-zone; info, zones and check work on the file"
 			if err == nil || err.Error() != refusal {
 				t.Errorf("without the flag: %v", err)
 			}

@@ -2,9 +2,12 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -41,7 +44,10 @@ pointer of a full zone is shown as its capacity.`,
 // readZones reports a device from the kernel and an image from its file.
 func readZones(name string) ([]zns.Zone, error) {
 	st, err := os.Stat(name)
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(name, "/dev/"):
+		return nil, fmt.Errorf("%s is not there: qzbd list shows what is attached", name)
+	case err != nil:
 		return nil, explainOpen(err)
 	}
 	if st.Mode()&os.ModeDevice != 0 {

@@ -32,7 +32,14 @@ func TestMain(m *testing.M) {
 		printDifferences(os.Stdout)
 		return
 	}
-	if node := os.Getenv("QZBD_ZBD_DEVICE"); node != "" {
+	node := os.Getenv("QZBD_ZBD_DEVICE")
+	if node == "" && *destroyFlag {
+		fmt.Fprintln(os.Stderr, "zbdtest: --destroy-data: no device is named: QZBD_ZBD_DEVICE=/dev/sdX bin/zbdtest --destroy-data")
+		os.Exit(1)
+	}
+	if node == "" {
+		fmt.Fprintln(os.Stderr, "zbdtest: QZBD_ZBD_DEVICE names no device: testing the suite itself, on devices that it makes")
+	} else {
 		if err := claim(node); err != nil {
 			fmt.Fprintln(os.Stderr, "zbdtest:", err)
 			os.Exit(1)
