@@ -52,7 +52,7 @@ type Config struct {
 	ReadOnly bool
 	Logger   *zap.Logger
 	// Added is called with the device's number once the kernel has given it
-	// and before the device can be used, and with a mark for DeleteMarked.
+	// and before the device can be used, and with a mark for Control.Delete.
 	// An error ends Start.
 	Added func(id int, mark uint64) error
 	// Ended is called once for a device that Start has started, when all its

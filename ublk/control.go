@@ -296,20 +296,11 @@ func (c *Control) TryStop(ctx context.Context, id int) error {
 	return nil
 }
 
-// Delete removes the device id, and stops it first if it runs. It waits a few
-// seconds for its last user; after that the device goes with that user.
-func (c *Control) Delete(ctx context.Context, id int) error {
-	info, err := c.Info(ctx, id)
-	if err != nil {
-		return err
-	}
-	_, err = c.remove(ctx, id, info.mark)
-	return err
-}
-
-// DeleteMarked is Delete for a device that Config.Added has named so; another
-// one that has its number now is left alone, which is no error.
-func (c *Control) DeleteMarked(ctx context.Context, id int, mark uint64) error {
+// Delete removes the device id that Config.Added has given the mark, and stops
+// it first if it runs. It waits a few seconds for its last user; after that the
+// device goes with that user. Another device that has the number now is left
+// alone, which is no error.
+func (c *Control) Delete(ctx context.Context, id int, mark uint64) error {
 	_, err := c.remove(ctx, id, mark)
 	return err
 }

@@ -475,8 +475,11 @@ func TestSomebodyElseCanStopTheDevice(t *testing.T) {
 	defer c.Close()
 	for _, how := range []struct {
 		name string
-		end  func(context.Context, int) error
-	}{{"stop", c.Stop}, {"delete", c.Delete}} {
+		end  func(context.Context, *Device) error
+	}{
+		{"stop", func(ctx context.Context, d *Device) error { return c.Stop(ctx, d.ID()) }},
+		{"delete", func(ctx context.Context, d *Device) error { return c.Delete(ctx, d.ID(), d.mark) }},
+	} {
 		d, err := begin(x, x.file, Config{Queues: 2})
 		if err != nil {
 			t.Fatal(err)
@@ -492,7 +495,14 @@ func TestSomebodyElseCanStopTheDevice(t *testing.T) {
 		if err != nil || len(all) != 1 || all[0] != info {
 			t.Errorf("list: %+v, %v", all, err)
 		}
-		if err := how.end(t.Context(), d.ID()); err != nil {
+		// Whoever means another device that had the number does no harm.
+		if err := c.Delete(t.Context(), d.ID(), d.mark+1); err != nil {
+			t.Errorf("delete with another mark: %v", err)
+		}
+		if now, err := c.Info(t.Context(), d.ID()); err != nil || now.State != StateLive {
+			t.Errorf("after a delete with another mark: %+v, %v", now, err)
+		}
+		if err := how.end(t.Context(), d); err != nil {
 			t.Errorf("%s: %v", how.name, err)
 		}
 		if err := d.Wait(); !errors.Is(err, ErrGone) {

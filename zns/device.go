@@ -44,15 +44,6 @@ func Watch(f func(Event)) Option {
 	return func(d *Device) { d.limits.watch = f }
 }
 
-// Trace is a Watch for changes of conditions alone.
-func Trace(f func(zone uint32, from, to Cond)) Option {
-	return Watch(func(e Event) {
-		if e.From != e.To {
-			f(e.Zone, e.From, e.To)
-		}
-	})
-}
-
 // New makes a Device of geometry g on m. Every zone is what its write pointer
 // says: EMPTY at the start, FULL at the capacity, CLOSED and thus active
 // between. More active zones than MaxActive are accepted, and then no further

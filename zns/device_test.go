@@ -161,10 +161,10 @@ func TestAReadOnlyDeviceOnlyReads(t *testing.T) {
 	}
 }
 
-func TestTraceSeesEveryChange(t *testing.T) {
+func TestAWatchSeesEveryChange(t *testing.T) {
 	r := newRig(t, Geometry{MaxOpen: 1})
 	var got []string
-	r.reopen(Trace(func(i uint32, from, to Cond) {
+	r.reopen(watchConds(func(i uint32, from, to Cond) {
 		got = append(got, string(rune('0'+i))+" "+from.String()+" "+to.String())
 	}))
 	r.ok(r.write(0, 0, 512, 1))

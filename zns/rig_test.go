@@ -192,3 +192,12 @@ func (q *manual) waits() {
 		q.r.Fatalf("%v at %#x: step %d, error %v, want Wait", q.Op, q.At, q.step, q.Err)
 	}
 }
+
+// watchConds is a Watch for changes of conditions alone.
+func watchConds(f func(zone uint32, from, to Cond)) Option {
+	return Watch(func(e Event) {
+		if e.From != e.To {
+			f(e.Zone, e.From, e.To)
+		}
+	})
+}

@@ -82,7 +82,7 @@ func newStorm(t *testing.T, seed uint64) *storm {
 	for i := range g.NrZones {
 		s.trace = append(s.trace, s.d.Zone(i).Cond)
 	}
-	s.reopen(Trace(s.changed))
+	s.reopen(watchConds(s.changed))
 	return s
 }
 

@@ -266,7 +266,7 @@ func deleteDevice(id int, mark uint64) error {
 		return err
 	}
 	defer c.Close()
-	if err := c.DeleteMarked(context.Background(), id, mark); !errors.Is(err, ublk.ErrNoDevice) {
+	if err := c.Delete(context.Background(), id, mark); !errors.Is(err, ublk.ErrNoDevice) {
 		return err
 	}
 	return nil
