@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -134,6 +135,7 @@ func (n *namespace) append(start int64, b []byte) (at int64, err error) {
 		cdw10: uint32(lba), cdw11: uint32(lba >> 32), cdw12: uint32(len(b)/512 - 1),
 	}
 	status, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(n.fd), nvmeIO64, uintptr(unsafe.Pointer(&c)))
+	runtime.KeepAlive(b) // the command holds its address as a number
 	switch {
 	case e != 0:
 		return 0, e
