@@ -97,6 +97,15 @@ func (tr *tree) churn(dir string) {
 	}
 }
 
+// size is how many bytes the files have together: what was deleted before it
+// was written back never reached the device.
+func (tr *tree) size() (n int64) {
+	for _, c := range tr.files {
+		n += int64(c.size)
+	}
+	return n
+}
+
 // check compares the directory with what was written.
 func (tr *tree) check(dir string) {
 	tr.t.Helper()

@@ -42,8 +42,8 @@ func xfsKeepsItsFiles(t *testing.T) {
 	h.tool("xfs_scrub", "-n", dir)
 	unmount()
 	consistent()
-	if n := countWritten(d); n < 64<<20 {
-		t.Errorf("only %d bytes are in the zones: the files are somewhere else", n)
+	if n, files := countWritten(d), tr.size(); n < files {
+		t.Errorf("only %d bytes are in the zones, the files have %d: they are somewhere else", n, files)
 	}
 
 	dir, unmount = mount()
