@@ -19,7 +19,7 @@ import (
 )
 
 // What the series with which the format was introduced got wrong, as far as a
-// kernel lets an application ask for it; tests/engine/series_test.go has the
+// kernel lets an application ask for it; tests/sim/series_test.go has the
 // same list. The kernel gives an application no zone append: TestBtrfs does it.
 func TestWhatTheSeriesGotWrong(t *testing.T) {
 	h := begin(t)

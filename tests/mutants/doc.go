@@ -1,6 +1,6 @@
 // Package mutants is the test of the crash simulation: each patch here breaks
 // one rule of the protocol in ARCHITECTURE.md, and the simulation of
-// tests/engine has to notice within the number of power cuts that "make test"
+// tests/sim has to notice within the number of power cuts that "make test"
 // spends on it. The patches are applied to copies of the files while they are
 // compiled (go build -overlay); nothing of them is ever in a checkout.
 //

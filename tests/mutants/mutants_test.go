@@ -41,7 +41,7 @@ func TestTheSimulationFindsEveryMutant(t *testing.T) {
 // through power cuts.
 var simulations = [][]string{
 	{"-run=Cuts", "./qcow2"},
-	{"-run=PowerCuts|ActiveSet", "./tests/engine", "-cuts="},
+	{"-run=PowerCuts|ActiveSet", "./tests/sim", "-cuts="},
 }
 
 // kill runs the simulations on the patched code until one fails.

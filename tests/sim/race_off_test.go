@@ -1,5 +1,5 @@
 //go:build !race
 
-package engine
+package sim
 
 const slow = 1

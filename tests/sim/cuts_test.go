@@ -1,4 +1,4 @@
-package engine
+package sim
 
 import (
 	"encoding/binary"

@@ -1,4 +1,4 @@
-// Package engine tests zns.Device and qcow2.Image together, without a kernel:
+// Package sim tests zns.Device and qcow2.Image together, without a kernel:
 // what a host is promised is a property of the two, not of either.
 //
 //   - the image file is a crashfile.File, a page cache over a disk in memory that
@@ -12,4 +12,4 @@
 //
 // The other files are the tests. Flags: -cuts, -seed, -rapid.checks,
 // -rapid.seed.
-package engine
+package sim

@@ -1,6 +1,6 @@
 //go:build race
 
-package engine
+package sim
 
 // slow divides the number of cuts and seeds: the race detector costs ten times
 // the time, and finds what it finds in few of them.
