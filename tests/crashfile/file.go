@@ -283,7 +283,16 @@ func (f *File) Punch(off, n int64) error {
 	if off%SectorSize != 0 || n%SectorSize != 0 {
 		return fmt.Errorf("punch of %d bytes at %d", n, off)
 	}
-	for s := off / SectorSize; s*SectorSize < min(off+n, f.size); s++ {
+	first, behind := off/SectorSize, (off+n)/SectorSize
+	if behind-first > int64(len(f.cur)) { // a long file that is mostly a hole
+		for s := range f.cur {
+			if s >= first && s < behind {
+				f.replace(s, nil)
+			}
+		}
+		return end(last)
+	}
+	for s := first; s < behind; s++ {
 		if f.cur[s] != nil {
 			f.replace(s, nil)
 		}
