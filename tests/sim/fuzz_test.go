@@ -116,6 +116,9 @@ func (d *fuzzed) change(c [4]byte) {
 	l2 := int64(get(h.L1Offset) & 0x00fffffffffffe00)
 	places := []int64{h.L1Offset, h.RefTableOffset, h.Zoned.MetaOffset, l2, int64(get(h.RefTableOffset)), int64(get(l2+int64(c[3])*8) & 0x00fffffffffffe00)}
 	at := slices.Concat([]int64{0}, places)[int(c[0])%7] + index*8
+	if at < 0 { // an earlier change sends us there
+		return
+	}
 	order := binary.ByteOrder(binary.BigEndian)
 	if c[0]%7 == 3 {
 		order = binary.LittleEndian
