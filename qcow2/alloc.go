@@ -57,13 +57,15 @@ func (a *allocator) used() int64 {
 }
 
 // quarantine takes clusters whose entries have been cleared in the page cache.
-func (a *allocator) quarantine(runs []run) {
+func (im *Image) quarantine(runs []run) {
 	if len(runs) == 0 {
 		return
 	}
+	a := &im.alloc
 	a.mu.Lock()
 	a.freed = append(a.freed, runs...)
 	a.mu.Unlock()
+	im.syncer.changed()
 }
 
 // waiting reports whether rounds could make clusters clean.

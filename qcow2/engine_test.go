@@ -109,8 +109,8 @@ func TestWhatARoundCosts(t *testing.T) {
 		}
 		grow(t, im, 1, 60<<10, 4096)
 		grow(t, im, 500, 4096, 4096)
-		if c := cost(f, im.Round); c != [2]int{1, 2} {
-			t.Errorf("two places: %v syncs and durable writes, want 1 and 2", c)
+		if c := cost(f, im.Round); c != [2]int{1, 1} {
+			t.Errorf("two places: %v syncs and durable writes, want 1 and 1", c)
 		}
 		if c := cost(f, func() error { return im.Reset([]uint32{1, 2, 3}) }); c != [2]int{0, 1} {
 			t.Errorf("reset: %v syncs and durable writes, want 0 and 1", c)

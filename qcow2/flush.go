@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -12,7 +13,16 @@ import (
 // that time.
 const DefaultSyncInterval = 5 * time.Second
 
-const zonesPerSector = sectorSize / 8
+// idleTime is how long nothing must have changed for a round to run before the
+// interval is over. It is noticed within twice that time.
+const idleTime = 250 * time.Millisecond
+
+const (
+	zonesPerSector = sectorSize / 8
+	// maxMetaSectors bounds one write of zonedmeta. The most zones that a
+	// device can have are in one.
+	maxMetaSectors = 256
+)
 
 // syncer is the one goroutine that makes things durable. It is the only writer
 // of zonedmeta, so that at most one write per sector is in flight, and a reset
@@ -32,6 +42,17 @@ type syncer struct {
 
 	moves []move // the goroutine's own buffers
 	buf   []byte
+
+	// For rounds that nobody has asked for. While the timer runs, a change
+	// costs an addition; the first one afterwards starts it again, so that
+	// neither a busy nor an idle device is woken for each change.
+	interval time.Duration // 0: there are none
+	changes  atomic.Uint64
+	watching atomic.Bool   // the timer runs, or nobody wants it to
+	begun    chan struct{} // cap 1: it is to be started
+	timer    *time.Timer
+	seen     uint64    // changes at the last look
+	since    time.Time // what has changed before has been in a round
 }
 
 type resetWait struct {
@@ -40,10 +61,13 @@ type resetWait struct {
 }
 
 func (s *syncer) start(im *Image, interval time.Duration) {
-	s.im = im
-	s.kick = make(chan struct{}, 1)
+	s.im, s.interval = im, interval
+	s.kick, s.begun = make(chan struct{}, 1), make(chan struct{}, 1)
 	s.quit, s.done = make(chan struct{}), make(chan struct{})
-	go s.run(interval)
+	s.timer = time.NewTimer(idleTime)
+	s.timer.Stop()
+	s.watching.Store(interval <= 0)
+	go s.run()
 }
 
 // stop ends the goroutine. Nobody waits for it any more.
@@ -58,20 +82,18 @@ func (s *syncer) stop() {
 	<-s.done
 }
 
-func (s *syncer) run(interval time.Duration) {
+func (s *syncer) run() {
 	defer close(s.done)
-	var tick <-chan time.Time
-	if interval > 0 {
-		t := time.NewTicker(interval)
-		defer t.Stop()
-		tick = t.C
-	}
+	defer s.timer.Stop()
 	for {
 		select {
 		case <-s.kick:
 			s.serve(false)
-		case <-tick:
-			s.serve(true)
+		case <-s.begun:
+			s.since = time.Now()
+			s.watch()
+		case <-s.timer.C:
+			s.look()
 		case <-s.quit:
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -83,6 +105,45 @@ func (s *syncer) run(interval time.Duration) {
 			return
 		}
 	}
+}
+
+// changed notes that something waits for a round.
+func (s *syncer) changed() {
+	s.changes.Add(1)
+	if !s.watching.Load() && s.watching.CompareAndSwap(false, true) {
+		s.begun <- struct{}{} // there is room: it was taken before watching ended
+	}
+}
+
+// look runs a round if nothing has changed since the last look, or if what has
+// changed first has waited for the interval.
+func (s *syncer) look() {
+	if s.im.Failed() != nil {
+		return // no round will help
+	}
+	if !s.waiting() {
+		s.watching.Store(false)
+		// What came in between has not started the timer.
+		if !s.waiting() || !s.watching.CompareAndSwap(false, true) {
+			return
+		}
+	}
+	if s.changes.Load() == s.seen || time.Since(s.since) >= s.interval {
+		s.serve(true)
+	}
+	s.watch()
+}
+
+// watch has the next look come when the device may be idle or the interval is
+// over.
+func (s *syncer) watch() {
+	s.seen = s.changes.Load()
+	s.timer.Reset(min(idleTime, max(s.interval-time.Since(s.since), 0)))
+}
+
+// waiting reports whether a round had something to do.
+func (s *syncer) waiting() bool {
+	return s.im.attached.Load() && (s.im.pointers.pending() || s.im.alloc.waiting())
 }
 
 // ask queues a wait with add and returns its outcome.
@@ -127,20 +188,22 @@ func (s *syncer) serve(background bool) {
 	flushes, drains, resets := s.flushes, s.drains, s.resets
 	s.flushes, s.drains, s.resets = nil, nil, nil
 	s.mu.Unlock()
-	im := s.im
 	if len(resets) != 0 {
 		err := s.resetPointers(resets)
 		for _, r := range resets {
 			r.err <- err
 		}
 	}
-	if len(flushes)+len(drains) != 0 || background && im.attached.Load() && (im.pointers.pending() || im.alloc.waiting()) {
+	if len(flushes)+len(drains) != 0 || background && s.waiting() {
 		s.round(flushes, drains)
 	}
 }
 
 // Round makes durable whatever was completed and staged before the call (I1).
-// Concurrent calls share rounds.
+// Concurrent calls share rounds. Where no pointer has moved the file is synced
+// all the same, as a drive does it whenever it is asked: overwrites of
+// conventional zones move none, and only the host knows what it has not written
+// back. Before the first change there is nothing to sync.
 func (im *Image) Round() error {
 	if im.readOnly {
 		return nil
@@ -167,6 +230,7 @@ func (s *syncer) round(flushes, drains []chan error) {
 	im := s.im
 	// 1. Choose what the sync is going to cover: the pointers, the clusters
 	//    whose entries have been cleared and those that have been punched.
+	s.since = time.Now()
 	s.moves = im.pointers.capture(s.moves)
 	freed, punched := im.alloc.takeQuarantine()
 	// 2. Data, mappings and holes become durable (I2, I4).
@@ -239,12 +303,14 @@ func (s *syncer) resetPointers(waits []resetWait) error {
 func sectorOf(m move) int64 { return int64(m.zone) / zonesPerSector }
 
 // writeSectors makes the sectors of zonedmeta durable that hold the pointers of
-// moves, which are in the order of their zones: neighbours with one write.
+// moves, which are in the order of their zones. It is one write from the first
+// to the last: what lies between is the same as on disk, and costs less than to
+// wait for the disk once more.
 func (s *syncer) writeSectors(moves []move) error {
 	for len(moves) > 0 {
 		first := sectorOf(moves[0])
 		last := first
-		for len(moves) > 0 && sectorOf(moves[0]) <= last+1 {
+		for len(moves) > 0 && sectorOf(moves[0]) < first+maxMetaSectors {
 			last = sectorOf(moves[0])
 			moves = moves[1:]
 		}

@@ -108,4 +108,7 @@ func (im *Image) Pointer(zone uint32) uint64 {
 
 // Stage records that everything in the zone below the absolute byte offset wp
 // has been written. The next Round makes it durable.
-func (im *Image) Stage(zone uint32, wp uint64) { im.pointers.stage(zone, wp) }
+func (im *Image) Stage(zone uint32, wp uint64) {
+	im.pointers.stage(zone, wp)
+	im.syncer.changed()
+}

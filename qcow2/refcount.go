@@ -182,7 +182,7 @@ func (im *Image) moveTable(to run, blocks map[int64]int64) error {
 	if err := im.setRefs(old, 0); err != nil {
 		return err
 	}
-	im.alloc.quarantine([]run{old})
+	im.quarantine([]run{old})
 	return nil
 }
 

@@ -133,7 +133,7 @@ func (im *Image) Finish(zone uint32, wp uint64) error {
 		}
 	}
 	im.ahead.unset(int64(zone))
-	im.pointers.stage(zone, im.header().finishedPointer(zone))
+	im.Stage(zone, im.header().finishedPointer(zone))
 	return nil
 }
 
@@ -266,6 +266,6 @@ func (im *Image) detachPart(g, n int64) error {
 			own = append(own, run{c, 1})
 		}
 	}
-	im.alloc.quarantine(own)
+	im.quarantine(own)
 	return nil
 }

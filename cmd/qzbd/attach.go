@@ -24,15 +24,17 @@ import (
 
 // attachOptions are the flags of attach.
 type attachOptions struct {
-	image      string
-	id         int
-	queues     int
-	depth      int
-	blockSize  int
-	direct     bool
-	readOnly   bool
-	noLock     bool
-	foreground bool
+	image     string
+	id        int
+	queues    int
+	depth     int
+	blockSize int
+	// syncInterval: what nobody flushes is durable after it; 0: never.
+	syncInterval time.Duration
+	direct       bool
+	readOnly     bool
+	noLock       bool
+	foreground   bool
 	// dropShortZone: a short last zone is left out.
 	dropShortZone bool
 	logLevel      string
@@ -40,6 +42,13 @@ type attachOptions struct {
 	trace         []string
 	progress      func(done, total int64) // of opening the image
 }
+
+// Shorter, the disk would be busy with nothing but our syncs; longer, nobody
+// who does not want 0 can mean it.
+const (
+	minSyncInterval = 10 * time.Millisecond
+	maxSyncInterval = time.Hour
+)
 
 // The background server is this program again, with the locked image and the
 // readiness pipe as its first inherited files. The image is the same open file
@@ -81,6 +90,7 @@ qzbd detach or SIGTERM.`,
 	f.IntVar(&o.queues, "queues", 1, "hardware queues, one thread each")
 	f.IntVar(&o.depth, "depth", 128, "requests in flight per queue")
 	f.IntVar(&o.blockSize, "block-size", 512, "logical block size in bytes, 512 or 4096")
+	f.DurationVar(&o.syncInterval, "sync-interval", qcow2.DefaultSyncInterval, "how long write pointers that nobody flushes wait at most until they are durable; 0: for ever. An idle device does not wait that long")
 	f.BoolVar(&o.dropShortZone, "drop-short-zone", false, "leave out a last zone that is shorter than the others, which the kernel does not serve; it stays in the image as it is. Without such a zone the flag does nothing")
 	f.BoolVar(&o.direct, "direct", false, "read and write data past the host's page cache (O_DIRECT)")
 	f.BoolVar(&o.readOnly, "read-only", false, "make a read-only device and write nothing to the image")
@@ -99,6 +109,7 @@ func (o *attachOptions) args(path string) []string {
 	return []string{"attach",
 		fmt.Sprintf("--id=%d", o.id), fmt.Sprintf("--queues=%d", o.queues),
 		fmt.Sprintf("--depth=%d", o.depth), fmt.Sprintf("--block-size=%d", o.blockSize),
+		fmt.Sprintf("--sync-interval=%v", o.syncInterval),
 		fmt.Sprintf("--direct=%v", o.direct), fmt.Sprintf("--read-only=%v", o.readOnly),
 		fmt.Sprintf("--no-lock=%v", o.noLock), fmt.Sprintf("--drop-short-zone=%v", o.dropShortZone),
 		"--log-level=" + o.logLevel,
@@ -118,6 +129,9 @@ func (o *attachOptions) validate() error {
 	}
 	if o.blockSize != 512 && o.blockSize != 4096 {
 		errs = append(errs, fmt.Errorf("--block-size %d: choose 512 or 4096", o.blockSize))
+	}
+	if o.syncInterval != 0 && (o.syncInterval < minSyncInterval || o.syncInterval > maxSyncInterval) {
+		errs = append(errs, fmt.Errorf("--sync-interval %v: choose %v to %v, or 0 to make durable only what is flushed", o.syncInterval, minSyncInterval, maxSyncInterval))
 	}
 	if _, err := zapcore.ParseLevel(o.logLevel); err != nil {
 		errs = append(errs, fmt.Errorf("--log-level %s: choose debug, info, warn or error", o.logLevel))

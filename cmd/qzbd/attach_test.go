@@ -4,21 +4,28 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestEveryBadFlagOfAttachIsReportedAtOnce(t *testing.T) {
-	o := attachOptions{id: -2, queues: 0, depth: 5000, blockSize: 1024, logLevel: "loud"}
+	o := attachOptions{id: -2, queues: 0, depth: 5000, blockSize: 1024, syncInterval: -time.Second, logLevel: "loud"}
 	err := o.validate()
 	if err == nil {
 		t.Fatal("no error")
 	}
-	for _, want := range []string{"--id -2", "--queues 0", "--depth 5000", "--block-size 1024", "--log-level loud"} {
+	for _, want := range []string{"--id -2", "--queues 0", "--depth 5000", "--block-size 1024", "--sync-interval -1s: choose 10ms to 1h", "--log-level loud"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q does not name %q", err, want)
 		}
 	}
 	if err := (&attachOptions{id: -1, queues: 1, depth: 128, blockSize: 512, logLevel: "info"}).validate(); err != nil {
 		t.Errorf("the defaults are refused: %v", err)
+	}
+	for interval, ok := range map[time.Duration]bool{0: true, minSyncInterval: true, maxSyncInterval: true, minSyncInterval - 1: false, maxSyncInterval + 1: false} {
+		o := attachOptions{id: -1, queues: 1, depth: 128, blockSize: 512, logLevel: "info", syncInterval: interval}
+		if err := o.validate(); (err == nil) != ok {
+			t.Errorf("--sync-interval %v: %v", interval, err)
+		}
 	}
 }
 

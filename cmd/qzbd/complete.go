@@ -92,6 +92,7 @@ func completeAttach(cmd *cobra.Command) {
 	completeFlag(cmd, "id", completeID)
 	completeFlag(cmd, "block-size", words("512", "4096"))
 	completeFlag(cmd, "log-level", words("debug", "info", "warn", "error"))
+	completeFlag(cmd, "sync-interval", words("0", "1s", "5s", "30s"))
 	completeFlag(cmd, "trace", words(traceNames...))
 	for _, number := range []string{"queues", "depth"} {
 		completeFlag(cmd, number, words())

@@ -78,7 +78,7 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 	}
 	srv.image, err = qcow2.Open(f, qcow2.Options{
 		ReadOnly:     o.readOnly,
-		SyncInterval: qcow2.DefaultSyncInterval,
+		SyncInterval: o.syncInterval,
 		OnFail:       srv.imageFailed,
 		Progress:     o.progress,
 	})
@@ -236,7 +236,7 @@ func (srv *server) end() error {
 func newState(o *attachOptions, image *os.File) (*state, error) {
 	s := &state{
 		PID: os.Getpid(), Queues: o.queues, Depth: o.depth, BlockSize: o.blockSize,
-		ReadOnly: o.readOnly, Direct: o.direct, Attached: time.Now().UTC(),
+		ReadOnly: o.readOnly, Direct: o.direct, SyncInterval: o.syncInterval.Seconds(), Attached: time.Now().UTC(),
 	}
 	var err error
 	if s.Started, err = processStart(s.PID); err != nil {

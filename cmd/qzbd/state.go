@@ -36,10 +36,12 @@ type state struct {
 	Queues  int    `json:"queues"`
 	Depth   int    `json:"depth"`
 
-	BlockSize int       `json:"block-size"`
-	ReadOnly  bool      `json:"read-only"`
-	Direct    bool      `json:"direct"`
-	Attached  time.Time `json:"attached"`
+	BlockSize int  `json:"block-size"`
+	ReadOnly  bool `json:"read-only"`
+	Direct    bool `json:"direct"`
+	// SyncInterval is in seconds.
+	SyncInterval float64   `json:"sync-interval"`
+	Attached     time.Time `json:"attached"`
 	// Failure is what made the image fail or the stop go wrong.
 	Failure string `json:"failure,omitempty"`
 	// Mark tells the device from any other that gets its number.
