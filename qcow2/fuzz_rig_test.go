@@ -39,7 +39,10 @@ func work(f *sparseFile) int64 {
 	}
 	n := fixedWork + words*wordWork
 	if h, err := ReadHeader(f); err == nil {
-		n += tableWork * (int64(h.L1Size)*8 + int64(h.RefTableClusters)<<h.ClusterBits + int64(h.Zoned.MetaSize))
+		// A rebuild makes the refcount table as long as the file needs it.
+		table := min((f.size>>h.ClusterBits/h.refBlockEntries()+1)*8, maxRefTableBytes)
+		table = max(table, int64(h.RefTableClusters)<<h.ClusterBits)
+		n += tableWork * (int64(h.L1Size)*8 + table + int64(h.Zoned.MetaSize))
 		n += pageWork * int64(len(pages)) << h.ClusterBits
 	}
 	return n
