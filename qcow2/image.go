@@ -34,6 +34,11 @@ type Options struct {
 	Progress func(done, total int64)
 	// OnFail is called once, before anybody is told, when the image fails (I8).
 	OnFail func(error)
+	// Pointers are the write pointers, absolute byte offsets, that a process
+	// had reached which was killed with the image open, if they are known: the
+	// page cache has everything below them (I9). They count instead of those in
+	// the file, and the next round makes them durable. nil: those in the file.
+	Pointers func(zone uint32) uint64
 
 	repair bool // also an image that is clean: its refcounts are not believed
 }
@@ -140,6 +145,9 @@ func (im *Image) load(h *Header, meta []byte, o Options) error {
 		return err
 	}
 	im.pointers.init(wps)
+	if err := im.takePointers(h, o.Pointers); err != nil {
+		return err
+	}
 	fileSize, err := im.f.Size()
 	if err != nil {
 		return err
@@ -176,6 +184,24 @@ func (im *Image) load(h *Header, meta []byte, o Options) error {
 		}
 	}
 	return im.loadL1()
+}
+
+// takePointers stages the pointers that a process had reached which was killed.
+func (im *Image) takePointers(h *Header, reached func(zone uint32) uint64) error {
+	if reached == nil {
+		return nil
+	}
+	for zone := h.Zoned.Conventional; zone < im.nrZones; zone++ {
+		start, end := im.zoneStart(zone), im.zoneStart(zone)+h.ZoneCapacity(zone)
+		wp := reached(zone)
+		switch {
+		case wp < start || wp > end || wp%sectorSize != 0:
+			return fmt.Errorf("zone %d cannot have been written up to %d: it lies in [%d, %d]", zone, wp, start, end)
+		case wp != min(im.pointers.get(zone), end):
+			im.pointers.stage(zone, wp)
+		}
+	}
+	return nil
 }
 
 // loadL1 reads the L1 table and notes which zones may have mappings.

@@ -14,6 +14,9 @@ func (d *Device) end(r *Request, err error) Step {
 		z.mu.Unlock()
 		return answer(r, err)
 	}
+	if r.flight.again != notAgain {
+		return d.endAgain(r, i, err)
+	}
 	return d.settle(r, i, err)
 }
 
@@ -81,6 +84,7 @@ func (d *Device) retire(z *zone, i uint32) (first *Request) {
 		n++
 		if q.Err == nil {
 			wp += q.Len
+			d.journal.commit(q)
 		} else if z.tail != nil && q.flight.opened {
 			z.tail.flight.opened = true // the last one to leave clears up
 		}

@@ -81,6 +81,9 @@ func (d *Device) append(r *Request) Step {
 // extents.
 func (d *Device) place(r *Request, i uint32) Step {
 	if i >= d.g.Conventional {
+		if step, ok := d.again(r, i); ok {
+			return step
+		}
 		z := &d.zones[i]
 		z.mu.Lock()
 		if z.gate != nil {
@@ -142,7 +145,7 @@ func (d *Device) reserve(r *Request, i uint32) error {
 // memory; the rest reads as zeros.
 func (d *Device) mapFast(r *Request, n uint64) Step {
 	if n != 0 {
-		ext, ok := d.media.Map(r.Extents, r.At, n, r.Op != OpRead)
+		ext, ok := d.media.Map(r.Extents, r.At, n, r.writes())
 		if !ok {
 			r.flight.mapped, r.flight.phase = n, mapping
 			return Work
@@ -155,7 +158,7 @@ func (d *Device) mapFast(r *Request, n uint64) Step {
 // mapSlow is mapFast after it was told that it takes more.
 func (d *Device) mapSlow(r *Request) Step {
 	n := r.flight.mapped
-	ext, err := d.media.MapSlow(r.Extents, r.At, n, r.Op != OpRead)
+	ext, err := d.media.MapSlow(r.Extents, r.At, n, r.writes())
 	if err != nil {
 		return d.end(r, err) // a reservation is undone like a failed I/O
 	}
@@ -174,5 +177,11 @@ func move(r *Request, n uint64) Step {
 		}
 	}
 	r.flight.phase = moving
+	if r.flight.again == comparing {
+		return Compare
+	}
 	return IO
 }
+
+// writes reports whether r's range has to be fit for writing.
+func (r *Request) writes() bool { return r.Op != OpRead && r.flight.again != comparing }

@@ -3,6 +3,7 @@ package zns
 import (
 	"fmt"
 	"math/bits"
+	"sync/atomic"
 )
 
 // Device is the zone state machine over a Media: it decides, for every request,
@@ -17,6 +18,10 @@ type Device struct {
 	zoneMask uint64 // zone size - 1
 	zones    []zone
 	limits   limits
+
+	journal *Journal               // nil: none
+	resumed bool                   // the journal is a predecessor's
+	replay  atomic.Pointer[replay] // nil: nothing is sent again
 }
 
 // Option changes how New makes a Device.
@@ -72,10 +77,26 @@ func New(g Geometry, m Media, opts ...Option) (*Device, error) {
 	for _, o := range opts {
 		o(d)
 	}
+	if d.resumed {
+		if err := d.adoptJournal(); err != nil {
+			return nil, err
+		}
+		return d, nil
+	}
+	if d.journal == nil {
+		d.journal = &Journal{words: make([]atomic.Uint64, g.NrZones)}
+	}
+	if n := len(d.journal.words); uint32(n) != g.NrZones {
+		return nil, fmt.Errorf("journal of %d zones: the device has %d", n, g.NrZones)
+	}
 	for i := range d.zones {
+		d.zones[i].word = &d.journal.words[i]
 		if err := d.adopt(uint32(i)); err != nil {
 			return nil, err
 		}
+	}
+	for i := range d.journal.records {
+		d.journal.records[i].state.Store(0)
 	}
 	return d, nil
 }
@@ -183,6 +204,8 @@ type flight struct {
 	phase  phase
 	ended  bool // its I/O has
 	opened bool // the reservation opened the zone
+	again  repeat
+	fresh  bool // it is known not to be one that is sent again
 }
 
 // handlers starts each operation. A handler validates, reserves and maps, and

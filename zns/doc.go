@@ -46,6 +46,8 @@
 //	device.go state.go                     Begin, Work, End; a zone in memory
 //	data.go commit.go manage.go            reads and writes; their end; open,
 //	                                       close, finish, reset
+//	journal.go                             what the successor of a killed
+//	                                       process has to know
 //	sync.go                                Do, the synchronous executor
 //
 // # Locks

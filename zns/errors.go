@@ -19,4 +19,8 @@ var (
 	ErrDeviceRO     = errors.New("device is read-only")
 	ErrCond         = errors.New("zone condition does not allow the operation")
 	ErrUnsupported  = errors.New("operation is not supported")
+
+	// ErrDiffers is what an executor tells End after Compare; no request is
+	// refused with it.
+	ErrDiffers = errors.New("the data of the append is not what is at its place")
 )

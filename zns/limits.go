@@ -129,6 +129,16 @@ func (l *limits) moved(i uint32, wp uint64) {
 	l.event(i, c, c, wp)
 }
 
+// adopt counts zone i, which is in condition c from the beginning.
+func (l *limits) adopt(i uint32, c Cond) {
+	count(&l.open, false, c.Open())
+	count(&l.active, false, c.Active())
+	if l.maxOpen != 0 && c == CondImpOpen {
+		l.zones[i].slot = uint32(len(l.implicit))
+		l.implicit = append(l.implicit, i)
+	}
+}
+
 func count(n *uint32, was, is bool) {
 	switch {
 	case is && !was:

@@ -31,6 +31,9 @@ func (d *Device) close(r *Request) Step {
 		if w := z.load(); w.cond().Open() && w.wp() == 0 && z.tail == nil {
 			return d.limits.apply(i, evCloseUnwritten)
 		}
+		if w := z.load(); w.cond() == CondEmpty && d.replay.Load() != nil {
+			return nil // sent again, perhaps: that has made it empty
+		}
 		return d.limits.apply(i, evClose)
 	})
 }
@@ -164,7 +167,13 @@ func (d *Device) resetZones(zones []uint32) error {
 		return nil
 	}
 	zones = zones[:n]
+	for _, i := range zones {
+		d.zones[i].setResetting(true)
+	}
 	if err := d.media.Reset(zones); err != nil { // I4
+		for _, i := range zones {
+			d.zones[i].setResetting(false)
+		}
 		return fmt.Errorf("reset of %d zones from zone %d: %w", n, zones[0], err)
 	}
 	for _, i := range zones {

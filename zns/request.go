@@ -50,6 +50,10 @@ const (
 	Work
 	// Wait: the Device calls Wake with Next set when there is more to do.
 	Wait
+	// Compare: compare the request's data with what Extents have, then call
+	// Device.End, with ErrDiffers if it is not the same. It is wanted only of
+	// appends to a Device that Resume has made.
+	Compare
 )
 
 // Request is one request on its way through a Device. The executor (a queue, a
@@ -65,6 +69,9 @@ type Request struct {
 	// and of an append the start of the zone.
 	Start uint64
 	Len   uint64
+	// Slot numbers the requests that can be in flight at the same time, for
+	// the journal.
+	Slot uint32
 
 	// Extents are what an IO step has to move, in the order of the range
 	// [At, At+Len). The slice is reused by the next request.

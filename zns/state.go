@@ -13,8 +13,9 @@ type zone struct {
 
 	// word is the condition and the committed write pointer, so that a report
 	// is one load. The pointer is changed with mu held, the condition with
-	// limits.mu held (limits.go says why).
-	word atomic.Uint64
+	// limits.mu held (limits.go says why). It lies in the journal, if there is
+	// one.
+	word *atomic.Uint64
 
 	// tail is the last reservation in flight; its flight.next is the first
 	// one, and so on round. nil when there is none. Guarded by mu.
@@ -36,10 +37,15 @@ var _ = [1]int{}[unsafe.Sizeof(zone{})-48]
 // start of the zone.
 type word uint64
 
+// resetting in a word says that the zone's reset has begun: its contents may be
+// gone already. Only a successor has to know that (see Resume).
+const resetting word = 0x80
+
 func pack(c Cond, wp uint64) word { return word(wp<<8 | uint64(c)) }
 
-func (w word) cond() Cond { return Cond(w & 0xff) }
-func (w word) wp() uint64 { return uint64(w >> 8) }
+func (w word) cond() Cond      { return Cond(w & 0x7f) }
+func (w word) wp() uint64      { return uint64(w >> 8) }
+func (w word) resetting() bool { return w&resetting != 0 }
 
 func (z *zone) load() word { return word(z.word.Load()) }
 
@@ -48,7 +54,7 @@ func (z *zone) load() word { return word(z.word.Load()) }
 func (z *zone) setWP(wp uint64) {
 	for {
 		old := z.word.Load()
-		if z.word.CompareAndSwap(old, uint64(pack(word(old).cond(), wp))) {
+		if z.word.CompareAndSwap(old, uint64(pack(word(old).cond(), wp)|word(old)&resetting)) {
 			return
 		}
 	}
@@ -59,13 +65,24 @@ func (z *zone) setWP(wp uint64) {
 func (z *zone) setCond(c Cond) {
 	for {
 		old := z.word.Load()
-		if z.word.CompareAndSwap(old, uint64(pack(c, word(old).wp()))) {
+		if z.word.CompareAndSwap(old, uint64(pack(c, word(old).wp())|word(old)&resetting)) {
 			return
 		}
 	}
 }
 
-// set changes both at once. z.mu and limits.mu are held.
+// setResetting says that a reset has begun, or that it has failed. Nothing but
+// an eviction can change the word meanwhile.
+func (z *zone) setResetting(on bool) {
+	if on {
+		z.word.Or(uint64(resetting))
+	} else {
+		z.word.And(^uint64(resetting))
+	}
+}
+
+// set changes both at once, after which no reset is under way. z.mu and
+// limits.mu are held.
 func (z *zone) set(c Cond, wp uint64) { z.word.Store(uint64(pack(c, wp))) }
 
 // push appends r to the reservations in flight. z.mu is held.

@@ -1,6 +1,7 @@
 package zns
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 )
@@ -24,6 +25,8 @@ func Do(d *Device, r *Request, file ExtentIO, data []byte) error {
 			return r.Err
 		case IO:
 			step = d.End(r, Transfer(r, file, data))
+		case Compare:
+			step = d.End(r, compare(r, file, data))
 		case Work:
 			step = d.Work(r)
 		case Wait:
@@ -54,6 +57,25 @@ func Transfer(r *Request, file ExtentIO, data []byte) error {
 		if err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// compare reads the data of r's extents and returns ErrDiffers if it is not
+// data.
+func compare(r *Request, file ExtentIO, data []byte) error {
+	there := make([]byte, len(data))
+	p := there
+	for _, e := range r.Extents {
+		if e.Off != Hole {
+			if err := readFull(file, p[:e.Len], e.Off); err != nil {
+				return err
+			}
+		}
+		p = p[e.Len:]
+	}
+	if !bytes.Equal(there, data) {
+		return ErrDiffers
 	}
 	return nil
 }

@@ -1,0 +1,490 @@
+package sim
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+	"unsafe"
+
+	"github.com/qzbd/qzbd/qcow2"
+	"github.com/qzbd/qzbd/tests/crashfile"
+	"github.com/qzbd/qzbd/zns"
+)
+
+// The server is killed again and again while clients are at work, and each
+// successor goes on with the page cache, the journal, and the requests that have
+// no answer: those are sent again, and the clients notice nothing (I9). Now and
+// then the power goes off instead, after a flush (I10).
+
+const (
+	clients      = 5
+	livesPerSeed = 6
+)
+
+// deathSpecs are the images. With a limit of open zones nobody opens explicitly.
+var deathSpecs = []spec{
+	{CreateOptions: qcow2.CreateOptions{ClusterSize: 512, RefcountBits: 16, Size: 96 << 10, ZoneSize: 8 << 10, ZoneCapacity: 6<<10 + 512, Conventional: 2}},
+	{CreateOptions: qcow2.CreateOptions{ClusterSize: 4096, RefcountBits: 1, Size: 128 << 10, ZoneSize: 16 << 10, ZoneCapacity: 12<<10 + 512, Conventional: 1, MaxOpen: 2}},
+	{CreateOptions: qcow2.CreateOptions{ClusterSize: 64 << 10, RefcountBits: 16, Size: 640 << 10, ZoneSize: 64 << 10, ZoneCapacity: 20 << 10, Conventional: 1}},
+}
+
+func TestTheDeathOfTheServerGoesUnnoticed(t *testing.T) {
+	if *seedFlag != 0 {
+		synctest.Test(t, func(t *testing.T) { dieAndGoOn(t, *seedFlag) })
+		return
+	}
+	last := *firstFlag + uint64(*cutsFlag/20)
+	lanes := runtime.GOMAXPROCS(0)
+	for lane := range lanes {
+		t.Run(fmt.Sprint("lane=", lane), func(t *testing.T) {
+			t.Parallel()
+			for seed := *firstFlag + uint64(lane); seed < last && !t.Failed(); seed += uint64(lanes) {
+				t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) { dieAndGoOn(t, seed) })
+				})
+			}
+		})
+	}
+}
+
+// world is what outlives the servers: the clients and what they know, the disk
+// with its page cache, the journal.
+type world struct {
+	t    *testing.T
+	seed uint64
+	s    spec
+	disk *crashfile.File
+	mem  []uint64 // the journal's
+	rng  *rand.Rand
+
+	mu    sync.Mutex // guards what follows, and is held by nobody who waits
+	zones []clientZone
+	open  [clients]*errand // without an answer
+	stamp uint64
+	log   []string
+}
+
+// clientZone is what the clients know of a zone.
+type clientZone struct {
+	users   int  // writes in flight
+	alone   bool // somebody does something to the zone as a whole
+	conv    bool
+	appends bool           // it is only appended to
+	sectors map[int]uint64 // what was answered: the stamp of each sector
+	written int            // sectors; of a zone that is not appended to
+	full    bool           // finished
+	opened  bool           // explicitly
+	strays  int            // sectors that an append sent again may have left
+}
+
+// errand is a request of a client until it is answered.
+type errand struct {
+	op     zns.Op
+	fua    bool
+	zone   int
+	sector int // in the zone
+	n      int // sectors
+	stamp  uint64
+}
+
+// life is one server.
+type life struct {
+	w       *world
+	im      *qcow2.Image
+	dev     *zns.Device
+	journal *zns.Journal
+	disk    *crashfile.File
+	dead    bool // guarded by w.mu
+}
+
+func dieAndGoOn(t *testing.T, seed uint64) {
+	w := &world{t: t, seed: seed, s: deathSpecs[seed%uint64(len(deathSpecs))], disk: crashfile.New(), rng: rand.New(rand.NewPCG(seed, 7))}
+	if err := qcow2.Format(w.disk, w.s.CreateOptions); err != nil {
+		t.Fatal(err)
+	}
+	n := uint32(w.s.Size / w.s.ZoneSize)
+	for i := range n {
+		w.zones = append(w.zones, clientZone{conv: uint64(i) < w.s.Conventional, appends: i%2 == 1, sectors: map[int]uint64{}})
+	}
+	w.mem = make([]uint64, zns.JournalBytes(n, clients)/8)
+	w.disk.Pause(evenly(rand.New(rand.NewPCG(seed, 8))))
+	resumed := false
+	for range livesPerSeed {
+		l := w.start(resumed)
+		if w.rng.IntN(4) != 0 {
+			l.work(false)
+			resumed = true
+			continue
+		}
+		l.work(true)
+		l.verify()
+		if w.rng.IntN(2) == 0 {
+			w.note("power cut")
+			l.end()
+			w.disk = w.disk.Cut(w.rng)
+		} else {
+			w.note("close")
+			if err := l.im.Close(); err != nil {
+				w.fatalf("close: %v", err)
+			}
+			if rep, err := qcow2.Check(w.disk, nil); err != nil || len(rep.Messages) != 0 {
+				w.fatalf("check: %+v, %v", rep, err)
+			}
+		}
+		for i := range w.zones {
+			w.zones[i].opened = false
+		}
+		resumed = false
+		w.disk.Pause(evenly(rand.New(rand.NewPCG(seed, w.rng.Uint64()))))
+	}
+	l := w.start(resumed)
+	l.work(true)
+	l.verify()
+	if err := l.im.Close(); err != nil {
+		w.fatalf("close: %v", err)
+	}
+}
+
+// evenly is a slow disk whose operations end at even times: a kill comes at an
+// odd one, when nothing runs.
+func evenly(rng *rand.Rand) func(crashfile.Kind) {
+	var mu sync.Mutex
+	return func(k crashfile.Kind) {
+		mu.Lock()
+		d := time.Duration(1+rng.IntN(500)) * 2
+		mu.Unlock()
+		if k == crashfile.Sync {
+			d *= 10
+		}
+		time.Sleep(d)
+	}
+}
+
+// start makes a server, however often it is killed on its way.
+func (w *world) start(resumed bool) *life {
+	z := w.s.CreateOptions
+	g := zns.Geometry{
+		Size: z.Size, ZoneSize: z.ZoneSize, ZoneCapacity: z.ZoneCapacity, NrZones: uint32(len(w.zones)),
+		Conventional: uint32(z.Conventional), MaxOpen: uint32(z.MaxOpen), MaxAppend: z.ZoneSize, BlockSize: 512,
+	}
+	for {
+		l := &life{w: w, disk: w.disk}
+		mem := unsafe.Slice((*byte)(unsafe.Pointer(&w.mem[0])), len(w.mem)*8)
+		var err error
+		if l.journal, err = zns.NewJournal(mem, g.NrZones, clients); err != nil {
+			w.fatalf("%v", err)
+		}
+		o, option := qcow2.Options{CacheBytes: 1}, zns.WithJournal(l.journal)
+		if w.rng.IntN(2) == 0 {
+			o.SyncInterval = 20_000
+		}
+		if resumed {
+			o.Pointers = func(zone uint32) uint64 { return uint64(zone)*g.ZoneSize + l.journal.Pointer(zone) }
+			option = zns.Resume(l.journal)
+			if w.rng.IntN(3) == 0 {
+				w.disk.CutIn(1 + w.rng.IntN(30))
+			}
+		}
+		if l.im, err = qcow2.Open(w.disk, o); err == nil {
+			if l.dev, err = zns.New(g, l.im, option); err == nil {
+				w.disk.CutIn(0)
+				l.verifyResets()
+				return l
+			}
+			l.im.Abandon()
+		}
+		if !errors.Is(err, crashfile.ErrCut) {
+			w.fatalf("start (resumed: %v): %v", resumed, err)
+		}
+		w.note("killed while starting")
+		w.disk = w.disk.Kill()
+	}
+}
+
+// work lets the clients work until the server is killed or, in order, they have
+// done enough and flushed.
+func (l *life) work(inOrder bool) {
+	w := l.w
+	var wg sync.WaitGroup
+	for c := range clients {
+		rng := rand.New(rand.NewPCG(w.rng.Uint64(), uint64(c)))
+		wg.Go(func() {
+			for n := 0; !inOrder || n < 20 || w.open[c] != nil; n++ {
+				if !l.serve(c, rng) {
+					return
+				}
+			}
+		})
+	}
+	if !inOrder {
+		time.Sleep(time.Duration(w.rng.IntN(60_000)>>w.rng.IntN(6))*2 + 1)
+		w.mu.Lock()
+		l.dead = true
+		w.mem = slices.Clone(w.mem) // what the dead one still does goes nowhere
+		w.disk = l.disk.Kill()
+		w.log = append(w.log, "killed")
+		for c, e := range w.open {
+			if e != nil {
+				w.log = append(w.log, fmt.Sprintf("  client %d has no answer to %v", c, *e))
+				if e.op == zns.OpAppend {
+					w.zones[e.zone].strays += e.n
+				}
+			}
+		}
+		w.mu.Unlock()
+		wg.Wait()
+		l.im.Abandon()
+		return
+	}
+	wg.Wait()
+	if l.do(&errand{op: zns.OpFlush}, 0, nil) != nil {
+		w.fatalf("flush failed")
+	}
+}
+
+// end stops a server without a word.
+func (l *life) end() {
+	w := l.w
+	w.mu.Lock()
+	l.dead = true
+	w.disk = l.disk.Kill()
+	w.mu.Unlock()
+	l.im.Abandon()
+	w.disk.Pause(nil)
+}
+
+// serve has one request of a client answered, and reports whether the server
+// lives.
+func (l *life) serve(c int, rng *rand.Rand) bool {
+	w := l.w
+	w.mu.Lock()
+	e := w.open[c]
+	if e == nil {
+		e = w.choose(c, rng)
+		w.open[c] = e
+	}
+	w.mu.Unlock()
+	var at uint64
+	err := l.do(e, uint32(c), &at)
+	time.Sleep(time.Duration(rng.IntN(50)) * 2) // done, but not answered
+	w.mu.Lock()
+	dead := l.dead
+	if !dead {
+		w.answered(c, e, at, err)
+		w.open[c] = nil
+	}
+	w.mu.Unlock()
+	if dead {
+		return false
+	}
+	time.Sleep(time.Duration(rng.IntN(20)) * 2) // answered, but nobody has noted it
+	l.journal.Answered(uint32(c))
+	time.Sleep(time.Duration(rng.IntN(200)) * 2)
+	return true
+}
+
+// do carries out a request.
+func (l *life) do(e *errand, slot uint32, at *uint64) error {
+	zoneSize := l.w.s.ZoneSize
+	r := &zns.Request{Op: e.op, FUA: e.fua, Slot: slot, Start: uint64(e.zone)*zoneSize + uint64(e.sector)*512, Len: uint64(e.n) * 512}
+	data := make([]byte, r.Len)
+	for k := range e.n {
+		binary.BigEndian.PutUint64(data[k*512:], e.stamp)
+	}
+	err := zns.Do(l.dev, r, l.disk, data)
+	if at != nil {
+		*at = r.At
+	}
+	return err
+}
+
+// choose decides what a client does next: like a file system, it writes a zone
+// from one place only, and resets it when nobody else uses it. w.mu is held.
+func (w *world) choose(c int, rng *rand.Rand) *errand {
+	i := rng.IntN(len(w.zones))
+	z := &w.zones[i]
+	w.stamp++
+	e := &errand{op: zns.OpFlush, zone: i, stamp: w.stamp, fua: rng.IntN(6) == 0}
+	room := int(w.s.ZoneCapacity / 512)
+	switch {
+	case z.alone:
+		e.zone = 0
+		return e
+	case z.conv: // each client has its own share
+		share := int(w.s.ZoneSize/512) / clients
+		e.op, e.sector = zns.OpWrite, c*share+rng.IntN(share)
+		e.n = 1 + rng.IntN((c+1)*share-e.sector)
+	case z.users == 0 && (rng.IntN(8) == 0 || z.opened && rng.IntN(3) == 0 || z.full || !z.appends && z.written == room || z.appends && len(z.sectors) > room-4):
+		e.op, z.alone = zns.OpReset, true
+		switch rng.IntN(8) {
+		case 0:
+			e.op = zns.OpFinish
+		case 1, 2, 3, 4:
+			if w.s.MaxOpen == 0 && !z.full && !z.appends && z.written < room {
+				if e.op = zns.OpOpen; z.opened {
+					e.op = zns.OpClose
+				}
+			}
+		}
+	case z.full:
+		e.zone = 0
+		return e
+	case z.appends:
+		e.op, e.n = zns.OpAppend, 1+rng.IntN(4)
+	case z.users == 0 && z.written < room:
+		e.op, e.sector = zns.OpWrite, z.written
+		if e.n = 1 + rng.IntN(min(8, room-z.written)); rng.IntN(8) == 0 {
+			e.op, e.stamp = zns.OpWriteZeroes, 0
+		}
+	default:
+		e.zone = 0
+		return e
+	}
+	z.users++
+	return e
+}
+
+// answered takes over what a client has heard. w.mu is held.
+func (w *world) answered(c int, e *errand, at uint64, err error) {
+	w.log = append(w.log, fmt.Sprintf("client %d: %v at %d: %v", c, *e, at, err))
+	if e.op == zns.OpFlush {
+		if err != nil {
+			w.fail("flush: %v", err)
+		}
+		return
+	}
+	z := &w.zones[e.zone]
+	z.users--
+	z.alone = false
+	if e.op == zns.OpAppend && (errors.Is(err, zns.ErrFull) || errors.Is(err, zns.ErrBoundary)) {
+		return // others were faster
+	}
+	if err != nil {
+		w.fail("client %d: %v: %v", c, *e, err)
+		return
+	}
+	room := int(w.s.ZoneCapacity / 512)
+	switch e.op {
+	case zns.OpReset:
+		*z = clientZone{conv: z.conv, appends: z.appends, sectors: map[int]uint64{}}
+	case zns.OpFinish:
+		for k := z.written; k < room && !z.appends; k++ {
+			z.sectors[k] = 0
+		}
+		z.written, z.full, z.opened = room, true, false
+	case zns.OpOpen:
+		z.opened = true
+	case zns.OpClose:
+		z.opened = false
+	case zns.OpAppend:
+		first := int(at-uint64(e.zone)*w.s.ZoneSize) / 512
+		for k := range e.n {
+			if old, there := z.sectors[first+k]; there {
+				w.fail("client %d: %v went to sector %d, where %d is", c, *e, first+k, old)
+			}
+			z.sectors[first+k] = e.stamp
+		}
+	default:
+		for k := range e.n {
+			z.sectors[e.sector+k] = e.stamp
+		}
+		if z.written += e.n; !z.conv && z.written == room {
+			z.opened = false
+		}
+	}
+}
+
+// verify compares the device with what the clients know. Nothing is in flight.
+func (l *life) verify() {
+	w := l.w
+	for i := range w.zones {
+		z := &w.zones[i]
+		rep := l.dev.Zone(uint32(i))
+		wp := int(rep.WP-rep.Start) / 512
+		p := make([]byte, w.s.ZoneSize)
+		if err := zns.Do(l.dev, &zns.Request{Op: zns.OpRead, Start: rep.Start, Len: w.s.ZoneSize}, l.disk, p); err != nil {
+			w.fatalf("read zone %d: %v", i, err)
+		}
+		strays := 0
+		for k := range int(w.s.ZoneSize / 512) {
+			got := binary.BigEndian.Uint64(p[k*512:])
+			want, known := z.sectors[k]
+			switch {
+			case known && got != want:
+				w.fatalf("zone %d: sector %d reads as %d, want %d", i, k, got, want)
+			case !known && z.appends && k < wp:
+				strays++
+			case !known && got != 0:
+				w.fatalf("zone %d: sector %d reads as %d, and nobody has an answer for it", i, k, got)
+			}
+		}
+		if !z.full && strays > z.strays {
+			w.fatalf("zone %d: %d sectors that no append has, at most %d were without an answer", i, strays, z.strays)
+		}
+		if !z.conv && !z.appends && wp != z.written {
+			w.fatalf("zone %d: write pointer %d, want %d", i, wp, z.written)
+		}
+		if (rep.Cond == zns.CondExpOpen) != z.opened {
+			w.fatalf("zone %d is %v, opened by a client: %v", i, rep.Cond, z.opened)
+		}
+	}
+	w.note("verified")
+}
+
+// verifyResets looks at zones whose reset has no answer yet: it has happened or
+// it has not.
+func (l *life) verifyResets() {
+	w := l.w
+	for _, e := range w.open {
+		if e == nil || e.op != zns.OpReset {
+			continue
+		}
+		rep := l.dev.Zone(uint32(e.zone))
+		p := make([]byte, w.s.ZoneSize)
+		if err := zns.Do(l.dev, &zns.Request{Op: zns.OpRead, Start: rep.Start, Len: w.s.ZoneSize}, l.disk, p); err != nil {
+			w.fatalf("read zone %d: %v", e.zone, err)
+		}
+		for k, want := range w.zones[e.zone].sectors {
+			if got := binary.BigEndian.Uint64(p[k*512:]); rep.WP != rep.Start && got != want {
+				w.fatalf("zone %d: sector %d reads as %d, want %d: half of a reset has happened", e.zone, k, got, want)
+			}
+		}
+	}
+}
+
+func (w *world) note(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.log = append(w.log, fmt.Sprintf(format, args...))
+}
+
+// fail reports what is wrong from any goroutine. w.mu is held.
+func (w *world) fail(format string, args ...any) {
+	if !w.t.Failed() {
+		w.t.Errorf("seed %d: %s\nlast events:\n%s", w.seed, fmt.Sprintf(format, args...), lastOf(w.log, 60))
+	}
+}
+
+// fatalf ends the test.
+func (w *world) fatalf(format string, args ...any) {
+	w.t.Helper()
+	w.mu.Lock()
+	w.fail(format, args...)
+	w.mu.Unlock()
+	w.disk.Kill()
+	w.t.FailNow()
+}
+
+func lastOf(log []string, n int) (text string) {
+	for _, line := range log[max(0, len(log)-n):] {
+		text += "  " + line + "\n"
+	}
+	return text
+}
