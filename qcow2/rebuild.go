@@ -170,6 +170,10 @@ func (r *rebuilder) plan() error {
 			return tooLongToCount(n)
 		}
 		if n := (need(r.end) + im.cs - 1) >> im.clusterBits; n > r.table.n {
+			// It and its blocks need refcounts themselves. Growing by what just
+			// then is missing would place a long table again and again.
+			n = (need(r.end+n+n/per+2) + im.cs - 1) >> im.clusterBits
+			n = min(n, maxRefTableBytes>>im.clusterBits)
 			for c := r.table.start; c < r.table.end(); c++ {
 				r.used.unset(c)
 			}
