@@ -79,6 +79,9 @@ func (r *CheckReport) leak(n int64, format string, args ...any) {
 // An error means that the check could not be done, also because ReadHeader
 // refuses the image or it needs what is not built.
 func Check(f File, progress func(done, total int64)) (*CheckReport, error) {
+	if err := settle(f, &Options{ReadOnly: true}); err != nil {
+		return nil, err
+	}
 	c, err := check(f, progress)
 	if err != nil {
 		return nil, err

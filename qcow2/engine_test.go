@@ -226,7 +226,8 @@ func TestAFailedSyncFailsTheImage(t *testing.T) {
 					t.Errorf("%s: %v", what, err)
 				}
 			}
-			if p, err := read(im, 8192, im.zoneStart(1)); err != nil || !bytes.Equal(p, fill(8192, 2)) {
+			// A sync that went well has covered what the durable write is for.
+			if p, err := read(im, 8192, im.zoneStart(1)); op == "sync" && !errors.Is(err, ErrFailed) || op != "sync" && (err != nil || !bytes.Equal(p, fill(8192, 2))) {
 				t.Errorf("read: %v", err)
 			}
 			if err := im.Close(); !errors.Is(err, ErrFailed) {

@@ -71,6 +71,10 @@ func (f *OSFile) isHole(off, n int64) bool {
 	return errors.Is(err, unix.ENXIO) || err == nil && data >= off+n
 }
 
+// dropCache makes what is read next come from the disk. It is a hint that the
+// kernel follows where nothing is dirty or in use.
+func (f *OSFile) dropCache() { _ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) }
+
 // Sync is fdatasync.
 func (f *OSFile) Sync() error {
 	for {

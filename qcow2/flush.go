@@ -287,16 +287,21 @@ func (s *syncer) resetPointers(waits []resetWait) error {
 	if err := im.Failed(); err != nil {
 		return err
 	}
-	var moves []move
+	var moves, old []move
 	for _, w := range waits {
 		for _, zone := range w.zones {
-			if start := im.zoneStart(zone); im.pointers.reset(zone, start) {
-				moves = append(moves, move{zone, start})
+			start, was := im.zoneStart(zone), im.pointers.durable(zone)
+			if im.pointers.reset(zone, start) {
+				moves, old = append(moves, move{zone, start}), append(old, move{zone, was})
 			}
 		}
 	}
 	slices.SortFunc(moves, func(a, b move) int { return int(a.zone) - int(b.zone) })
-	return s.writeSectors(moves)
+	err := s.writeSectors(moves)
+	if err != nil {
+		im.pointers.publish(old) // nothing is written any more, but what is there can be read
+	}
+	return err
 }
 
 // sectorOf returns which sector of zonedmeta holds the pointer.

@@ -1,8 +1,11 @@
 package qcow2
 
 import (
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -190,4 +193,151 @@ func TestAnIntervalOfZeroTurnsBackgroundRoundsOff(t *testing.T) {
 			t.Errorf("without an interval: %v", ops)
 		}
 	})
+}
+
+// forgetful is a file whose host forgets what it could not write: the page
+// cache goes on showing it, calls it clean, and tells of it once.
+type forgetful struct {
+	*memFile
+	disk  *memFile // what a reader of the disk finds
+	owed  error    // the error that nobody has been told yet
+	drops int
+}
+
+func (f *forgetful) Sync() error {
+	if err := f.owed; err != nil {
+		f.owed = nil
+		return err
+	}
+	return f.memFile.Sync()
+}
+
+func (f *forgetful) dropCache() {
+	f.drops++
+	f.memFile = f.disk
+}
+
+func TestWhatTheHostCouldNotWriteIsNotBelieved(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		owed  error
+		dirty bool
+		want  []string // words of the warnings
+	}{
+		{"closed in order", nil, false, nil},
+		{"not closed", nil, true, []string{"not closed"}},
+		{"not closed, and nobody was told of the error", syscall.EIO, true, []string{"input/output error", "not closed"}},
+		{"closed in order, and an error since", syscall.EIO, false, []string{"input/output error"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f, im := fresh(t, small, Options{})
+			grow(t, im, 1, 8192, 4096)
+			must(t, im.Round())
+			if c.dirty {
+				im.Abandon()
+			} else {
+				must(t, im.Close())
+			}
+			disk := f.cut(nil)
+			// Pointers that were written through the cache and never reached
+			// the disk.
+			h, _ := stored(t, f)
+			var e [8]byte
+			h.encodeEntry(e[:], 2, h.ZoneStart(2)+4096)
+			if c.want != nil {
+				_, err := f.WriteAt(e[:], h.Zoned.MetaOffset+16)
+				must(t, err)
+			}
+			ff := &forgetful{memFile: f.kill(), disk: disk, owed: c.owed}
+			var said []string
+			im = open(t, ff, Options{Warn: func(s string) { said = append(said, s) }})
+			defer im.Abandon()
+			if wp := im.Pointer(2); wp != im.zoneStart(2) {
+				t.Errorf("the write pointer of zone 2 is %#x, which is not on the disk", wp)
+			}
+			if wp := im.Pointer(1); wp != im.zoneStart(1)+8192 {
+				t.Errorf("the write pointer of zone 1 is %#x", wp)
+			}
+			if (ff.drops != 0) != (c.want != nil) {
+				t.Errorf("the page cache was dropped %d times", ff.drops)
+			}
+			if len(said) != len(c.want) {
+				t.Fatalf("warnings %q, want %q", said, c.want)
+			}
+			for i, s := range said {
+				if !strings.Contains(s, c.want[i]) || !strings.Contains(s, "may be lost") {
+					t.Errorf("warning %q, want %q", s, c.want[i])
+				}
+			}
+		})
+	}
+}
+
+func TestADiskThatStillFailsIsNotOpened(t *testing.T) {
+	f, im := fresh(t, small, Options{})
+	must(t, im.Close())
+	f.onOp = func(op string, off, n int64) error {
+		if op == "sync" {
+			return syscall.EIO
+		}
+		return nil
+	}
+	if _, err := Open(f, Options{}); !errors.Is(err, syscall.EIO) {
+		t.Errorf("open: %v", err)
+	}
+}
+
+// After a failure, what a sync has covered can be read, and nothing that may
+// have been lost.
+func TestAFailedImageShowsOnlyWhatIsOnTheDisk(t *testing.T) {
+	for _, op := range []string{"sync", "durable"} {
+		t.Run(op, func(t *testing.T) {
+			f, im := fresh(t, small, Options{})
+			must(t, put(im, fill(4096, 9), 0)) // conventional
+			grow(t, im, 1, 8192, 4096)
+			grow(t, im, 2, 8192, 4096)
+			must(t, im.Round())
+			grow(t, im, 1, 4096, 4096)
+			must(t, put(im, fill(4096, 8), 0))
+			f.onOp = func(o string, off, n int64) error {
+				if o == op {
+					return syscall.ENOSPC
+				}
+				return nil
+			}
+			var err error
+			if op == "sync" {
+				err = im.Round()
+			} else {
+				err = im.Reset([]uint32{2})
+			}
+			if !errors.Is(err, ErrFailed) || !errors.Is(err, syscall.EIO) || !errors.Is(err, syscall.ENOSPC) {
+				t.Errorf("%v", err)
+			}
+			f.onOp = nil
+			for _, c := range []struct {
+				zone    uint32
+				at, n   uint64
+				refused bool
+			}{
+				{0, 0, 8192, false},
+				{1, 0, 8192, false}, {1, 4096, 8192, true}, {1, 8192, 4096, true},
+				{2, 0, 8192, false},
+			} {
+				_, err := read(im, int(c.n), im.zoneStart(c.zone)+c.at)
+				if (err != nil) != c.refused || err != nil && !errors.Is(err, syscall.EIO) {
+					t.Errorf("read of %d bytes at %d of zone %d: %v", c.n, c.at, c.zone, err)
+				}
+			}
+			for what, err := range map[string]error{
+				"write": put(im, fill(4096, 1), im.zoneStart(1)+12288), "overwrite": put(im, fill(4096, 1), 0),
+				"zero": im.Zero(0, 4096), "reset": im.Reset([]uint32{1}), "finish": im.Finish(1, im.zoneStart(1)+12288),
+				"flush": im.Round(), "close": im.Close(),
+			} {
+				if !errors.Is(err, ErrFailed) || !errors.Is(err, syscall.EIO) {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+		})
+	}
 }

@@ -7,19 +7,28 @@ import (
 	"math/bits"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 var (
 	// ErrFailed says that a sync, a durable write or a write of metadata has
 	// failed: the image takes no more changes until it has been opened again
-	// (I8). It wraps the cause.
-	ErrFailed = errors.New("the image has failed and takes no more writes")
+	// (I8). The error that wraps it wraps the cause, too, and is EIO whatever
+	// the cause.
+	ErrFailed error = failedError{}
 
 	// ErrReadOnly refuses changes of an image that was opened so.
 	ErrReadOnly = errors.New("the image is open read-only")
 
 	errClosed = errors.New("the image is closed")
 )
+
+type failedError struct{}
+
+func (failedError) Error() string { return "the image has failed and takes no more writes" }
+
+func (failedError) Is(target error) bool { return target == unix.EIO }
 
 // Options say how to open an image.
 type Options struct {
@@ -33,12 +42,16 @@ type Options struct {
 	// writable open does, with the number of L2 tables.
 	Progress func(done, total int64)
 	// OnFail is called once, before anybody is told, when the image fails (I8).
+	// It must not call the image.
 	OnFail func(error)
 	// Pointers are the write pointers, absolute byte offsets, that a process
 	// had reached which was killed with the image open, if they are known: the
 	// page cache has everything below them (I9). They count instead of those in
 	// the file, and the next round makes them durable. nil: those in the file.
 	Pointers func(zone uint32) uint64
+	// Warn is told, while the image is opened, what may be lost of what an
+	// earlier user had written to it.
+	Warn func(string)
 
 	repair bool // also an image that is clean: its refcounts are not believed
 }
@@ -94,12 +107,8 @@ type Image struct {
 // pointers are dropped and refcounts recomputed (I5). Read-only, nothing is
 // written, and neither the mappings nor the refcounts are looked at.
 func Open(f File, o Options) (*Image, error) {
-	if !o.ReadOnly {
-		// What is only in the page cache is not durable: a predecessor may
-		// have been killed.
-		if err := f.Sync(); err != nil {
-			return nil, fmt.Errorf("open image: %w", err)
-		}
+	if err := settle(f, &o); err != nil {
+		return nil, fmt.Errorf("open image: %w", err)
 	}
 	h, meta, err := readHeader(f)
 	if err != nil {
@@ -107,6 +116,9 @@ func Open(f File, o Options) (*Image, error) {
 	}
 	if err := h.Built(); err != nil {
 		return nil, err
+	}
+	if h.Dirty() && !o.repair && o.Pointers == nil {
+		o.warn("the image was not closed in order: what was written after its last completed flush may be lost")
 	}
 	if !o.ReadOnly {
 		if err := h.checkForm(); err != nil {
@@ -136,6 +148,44 @@ func Open(f File, o Options) (*Image, error) {
 		im.syncer.start(im, o.SyncInterval)
 	}
 	return im, nil
+}
+
+// settle makes the file's page cache and its disk the same. What is only in the
+// cache is not durable: a predecessor may have been killed. Worse, what the
+// kernel could not write it calls clean and keeps, and tells of that only once
+// and only whom it likes. So after a failure, or where nobody was left to hear
+// of one, nothing is believed that was not read from the disk.
+func settle(f File, o *Options) error {
+	var err error
+	if !o.ReadOnly {
+		err = f.Sync()
+	}
+	if err == nil && !looksDirty(f) {
+		return nil
+	}
+	if c, ok := f.(interface{ dropCache() }); ok {
+		c.dropCache()
+	}
+	if err != nil {
+		o.warn("the host could not write the image to its disk earlier (%v): what was written to it then may be lost", err)
+		o.Pointers = nil // what is below them may be lost
+		err = f.Sync()
+	}
+	return err
+}
+
+func (o *Options) warn(format string, args ...any) {
+	if o.Warn != nil {
+		o.Warn(fmt.Sprintf(format, args...))
+	}
+}
+
+// looksDirty reports whether the dirty bit is set in a file that need not be an
+// image.
+func looksDirty(f File) bool {
+	var b [8]byte
+	_, err := f.ReadAt(b[:], offIncompatible)
+	return err == nil && binary.BigEndian.Uint64(b[:])&incompatDirty != 0
 }
 
 // load reads what is kept in memory, and repairs the image if it must.

@@ -23,7 +23,7 @@ type Extent = struct {
 // needs more than memory: MapSlow does it. Map never blocks and allocates only
 // when dst is too small.
 func (im *Image) Map(dst []Extent, off, n uint64, write bool) (ext []Extent, ok bool) {
-	if write && !im.writable.Load() {
+	if write && !im.writable.Load() || !write && im.lost(off, n) {
 		return dst, false
 	}
 	base, end := len(dst), off+n
@@ -67,12 +67,25 @@ func (im *Image) MapSlow(dst []Extent, off, n uint64, write bool) ([]Extent, err
 		if err := im.mapWrite(off, n); err != nil {
 			return dst[:base], err
 		}
+	} else if im.lost(off, n) {
+		return dst, fmt.Errorf("no sync has covered what is read: %w", im.Failed())
 	}
 	ext, ok, err := im.mapLoading(dst, off, n, write)
 	if err == nil && !ok {
 		err = fmt.Errorf("the mapping of the cluster at device offset %d is compressed, which is not supported", off)
 	}
 	return ext, err
+}
+
+// lost reports whether a range reaches into what no sync has covered before the
+// image failed: it may be in the page cache, and something else on the disk. Of
+// a conventional zone, which has no pointer, that is not known.
+func (im *Image) lost(off, n uint64) bool {
+	if im.Failed() == nil {
+		return false
+	}
+	zone := uint32(off / im.zoneSize)
+	return !im.conventional(zone) && off+n > im.pointers.durable(zone)
 }
 
 // mapLoading is Map that reads the tables it lacks. ok is false when an entry

@@ -99,6 +99,13 @@ func (p *pointers) get(zone uint32) uint64 {
 	return p.staged[zone]
 }
 
+// durable returns up to where a sync has covered the zone.
+func (p *pointers) durable(zone uint32) uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.synced[zone]
+}
+
 // Pointer returns the zone's absolute write pointer as last staged, or as the
 // image had it: start+capacity for a full zone, start for an empty or
 // conventional one.

@@ -35,8 +35,7 @@ const (
 // write pointer covers is lost at any time. progress may be nil; it is told of
 // three passes, one after the other.
 func Repair(f File, mode RepairMode, progress func(done, total int64)) (before, after *CheckReport, err error) {
-	// What is only in the page cache is not durable, see Open.
-	if err := f.Sync(); err != nil {
+	if err := settle(f, &Options{}); err != nil {
 		return nil, nil, fmt.Errorf("repair: %w", err)
 	}
 	c, err := check(f, progress)

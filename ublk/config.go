@@ -51,6 +51,8 @@ type Config struct {
 	// ReadOnly makes the kernel refuse writes.
 	ReadOnly bool
 	Logger   *zap.Logger
+	// Known says of a request's error that it has been logged for all of them.
+	Known func(error) bool
 	// Added is called with the device's number once the kernel has given it
 	// and before the device can be used, and with a mark for Control.Delete.
 	// An error ends Start.
@@ -77,6 +79,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Logger == nil {
 		c.Logger = zap.NewNop()
+	}
+	if c.Known == nil {
+		c.Known = func(error) bool { return false }
 	}
 	return c
 }

@@ -14,6 +14,7 @@ var errnos = []struct {
 	err   error
 	errno syscall.Errno
 }{
+	{syscall.EIO, syscall.EIO},               // also of an image that has failed, whatever the cause
 	{zns.ErrOpenLimit, syscall.ETOOMANYREFS}, // BLK_STS_ZONE_OPEN_RESOURCE
 	{zns.ErrActiveLimit, syscall.EOVERFLOW},  // BLK_STS_ZONE_ACTIVE_RESOURCE
 	{zns.ErrUnsupported, syscall.EOPNOTSUPP}, // BLK_STS_NOTSUPP

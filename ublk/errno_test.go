@@ -38,6 +38,7 @@ func TestEveryErrorHasItsErrno(t *testing.T) {
 		{syscall.ENODEV, syscall.EIO},
 		{syscall.EBUSY, syscall.EIO},
 		{syscall.EIO, syscall.EIO},
+		{fmt.Errorf("%w: %w", syscall.EIO, syscall.ENOSPC), syscall.EIO}, // an image that a full disk has failed
 		{errors.New("anything"), syscall.EIO},
 	} {
 		if got := errnoOf(c.err); got != c.want {

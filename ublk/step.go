@@ -70,6 +70,9 @@ func (q *queue) finish(r *request, result int32, addr uint64) {
 // logRefused says which request failed and why, not more often than a human
 // reads.
 func (d *Device) logRefused(r *request, errno syscall.Errno) {
+	if d.cfg.Known(r.Err) {
+		return
+	}
 	ok, dropped := d.refused.allow()
 	if !ok {
 		return

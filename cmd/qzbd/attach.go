@@ -41,6 +41,7 @@ type attachOptions struct {
 	verbose       bool
 	trace         []string
 	progress      func(done, total int64) // of opening the image
+	warn          func(string)            // of what may be lost; nil: only logged
 }
 
 // Shorter, the disk would be busy with nothing but our syncs; longer, nobody
@@ -204,7 +205,10 @@ func attachAndReturn(o *attachOptions) error {
 		return err
 	}
 	p := newProgress("reading the mappings of " + o.image)
-	node, err := awaitReady(cmd, r, p.update)
+	node, err := awaitReady(cmd, r, p.update, func(what string) {
+		p.end()
+		printWarning(what)
+	})
 	p.end()
 	if err == nil {
 		fmt.Println(node)
@@ -213,9 +217,9 @@ func attachAndReturn(o *attachOptions) error {
 }
 
 // awaitReady returns the node that the server says is ready. It reads from the
-// pipe any number of "progress DONE TOTAL", then "ready NODE" or "error
-// MESSAGE".
-func awaitReady(cmd *exec.Cmd, pipe io.Reader, progress func(done, total int64)) (node string, err error) {
+// pipe any number of "progress DONE TOTAL" and "warning MESSAGE", then "ready
+// NODE" or "error MESSAGE".
+func awaitReady(cmd *exec.Cmd, pipe io.Reader, progress func(done, total int64), warning func(string)) (node string, err error) {
 	for r := bufio.NewReader(pipe); ; {
 		line, err := r.ReadString('\n')
 		if err != nil {
@@ -228,6 +232,8 @@ func awaitReady(cmd *exec.Cmd, pipe io.Reader, progress func(done, total int64))
 			if _, err := fmt.Sscan(rest, &done, &total); err == nil {
 				progress(done, total)
 			}
+		case "warning":
+			warning(strings.ReplaceAll(rest, "\x00", "\n"))
 		case "ready":
 			return rest, cmd.Process.Release()
 		default:
@@ -245,6 +251,10 @@ func attachInBackground(o *attachOptions) error {
 	log := &lateFile{}
 	logger := newLogger(o.logLevel, log)
 	o.progress = throttle(time.Now, tellProgress(pipe))
+	o.warn = func(what string) {
+		// Who no longer waits does not want to know.
+		_, _ = fmt.Fprintln(pipe, "warning "+strings.ReplaceAll(what, "\n", "\x00"))
+	}
 	ready := false
 	err := serve(o, image, logger, func(s *state) error {
 		if err := log.open(s.logPath()); err != nil {
@@ -265,6 +275,12 @@ func attachInBackground(o *attachOptions) error {
 		return &exitError{code: 1}
 	}
 	return nil
+}
+
+func printWarning(what string) {
+	for line := range strings.SplitSeq(what, "\n") {
+		fmt.Fprintln(os.Stderr, "qzbd: warning:", line)
+	}
 }
 
 func attachInForeground(o *attachOptions) error {

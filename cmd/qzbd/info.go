@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -14,12 +15,13 @@ import (
 func infoCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "info IMAGE",
+		Use:   "info IMAGE|/dev/ublkbN",
 		Short: "Describe an image",
 		Long: `Info describes an image: header, zones, limits and the space it takes. Of an
-attached image it counts the zones as the device reports them.`,
-		Args:              needs("IMAGE"),
-		ValidArgsFunction: completeImage,
+attached image it counts the zones as the device reports them, and says whether
+the image takes writes.`,
+		Args:              needs("IMAGE or a device"),
+		ValidArgsFunction: completeImageOrDevice,
 		RunE: func(_ *cobra.Command, args []string) error {
 			info, err := readInfo(args[0])
 			if err != nil {
@@ -36,7 +38,47 @@ attached image it counts the zones as the device reports them.`,
 	return cmd
 }
 
-func readInfo(image string) (*qcow2.Info, error) {
+// imageInfo is what info --json prints.
+type imageInfo struct {
+	*qcow2.Info
+	Device  string `json:"device,omitempty"`  // that it is or was attached as
+	State   string `json:"state,omitempty"`   // of the device, as list has it
+	Failure string `json:"failure,omitempty"` // what failed
+}
+
+func (in *imageInfo) String() string {
+	s := in.Info.String()
+	if in.Device == "" {
+		return s
+	}
+	state := in.State
+	if in.Failure != "" {
+		state += ": " + in.Failure
+	}
+	return s + fmt.Sprintf("%-20s %s, %s\n", "attached:", in.Device, state)
+}
+
+// imageOf returns the image of a device of ours, or the name itself.
+func imageOf(name string) (string, error) {
+	st, err := os.Stat(name)
+	if strings.HasPrefix(name, "/dev/") && (err != nil || st.Mode()&os.ModeDevice != 0) {
+		list, err := findStates(name)
+		if err != nil {
+			return "", err
+		}
+		if len(list) == 0 {
+			return "", fmt.Errorf("%s is no device of qzbd: qzbd list shows what is attached", name)
+		}
+		return list[0].Image, nil
+	}
+	return name, nil
+}
+
+func readInfo(name string) (*imageInfo, error) {
+	image, err := imageOf(name)
+	if err != nil {
+		return nil, err
+	}
 	f, err := openFile(image, os.O_RDONLY)
 	if err != nil {
 		return nil, err
@@ -46,6 +88,13 @@ func readInfo(image string) (*qcow2.Info, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", image, err)
 	}
+	in := &imageInfo{Info: info}
+	list, err := findStates(image)
+	if err != nil || len(list) == 0 {
+		return in, err
+	}
+	s := list[0]
+	in.Device, in.State, in.Failure = s.Device, s.status(), s.Failure
 	if s := liveState(image); s != nil {
 		zones, err := ublk.ReportZones(s.Device)
 		if err != nil {
@@ -53,7 +102,7 @@ func readInfo(image string) (*qcow2.Info, error) {
 		}
 		countZones(&info.Zoned, zones)
 	}
-	return info, nil
+	return in, nil
 }
 
 // countZones replaces what the file says about conditions by a live report.

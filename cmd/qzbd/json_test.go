@@ -21,7 +21,7 @@ var jsonTypes = []struct {
 	command string
 	value   any
 }{
-	{"info", &qcow2.Info{}},
+	{"info", &imageInfo{}},
 	{"check", &qcow2.CheckReport{}},
 	{"zones", []zoneJSON{}},
 	{"list", []listEntry{}},

@@ -50,7 +50,15 @@ func listCommand() *cobra.Command {
 			for _, e := range entries {
 				fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%d\t%s\n", e.ID, e.Device, e.Status, e.PID, e.Queues, e.Image)
 			}
-			return w.Flush()
+			if err := w.Flush(); err != nil {
+				return err
+			}
+			for _, e := range entries {
+				if e.Failure != "" {
+					fmt.Fprintf(os.Stderr, "qzbd: %s: %s\n", e.Device, e.Failure)
+				}
+			}
+			return nil
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")

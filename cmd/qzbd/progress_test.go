@@ -87,7 +87,7 @@ func TestAServersProgressReachesWhoWaitsForIt(t *testing.T) {
 			tell(i, 100)
 			c.t = c.t.Add(30 * time.Millisecond)
 		}
-		io.WriteString(w, "error it is\x00broken\n")
+		io.WriteString(w, "warning it was\x00not closed\nerror it is\x00broken\n")
 		w.Close()
 	}()
 	var got []int64
@@ -95,12 +95,16 @@ func TestAServersProgressReachesWhoWaitsForIt(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	warned := ""
 	_, err := awaitReady(cmd, r, func(done, total int64) {
 		if total != 100 {
 			t.Errorf("%d of %d", done, total)
 		}
 		got = append(got, done)
-	})
+	}, func(what string) { warned += what })
+	if warned != "it was\nnot closed" {
+		t.Errorf("warned of %q", warned)
+	}
 	if err == nil || err.Error() != "it is\nbroken" || len(got) != 25 || got[1] != 4 {
 		t.Errorf("%v, %v", got, err)
 	}

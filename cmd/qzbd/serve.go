@@ -30,6 +30,8 @@ type server struct {
 	trace *zoneTrace // nil: off
 	// failed receives the reason why the image takes no more writes (I8).
 	failed chan error
+	// warn says what whoever attaches should know.
+	warn func(string)
 
 	mu    sync.Mutex // guards state
 	state *state
@@ -44,6 +46,12 @@ type server struct {
 // locked.
 func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) error) error {
 	srv := &server{log: log, stop: make(chan os.Signal, 1), failed: make(chan error, 1)}
+	srv.warn = func(what string) {
+		log.Warn(what)
+		if o.warn != nil {
+			o.warn(what)
+		}
+	}
 	signal.Notify(srv.stop, syscall.SIGTERM, syscall.SIGINT)
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
 	defer signal.Stop(srv.stop)
@@ -81,6 +89,7 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 		SyncInterval: o.syncInterval,
 		OnFail:       srv.imageFailed,
 		Progress:     o.progress,
+		Warn:         func(what string) { srv.warn(o.image + ": " + what) },
 	})
 	if err != nil {
 		return errors.Join(fmt.Errorf("%s: %w", o.image, err), f.Close())
@@ -121,6 +130,9 @@ func (srv *server) clearDead() error {
 		}
 		srv.log.Warn("an earlier server of the image did not stop in order", zap.String("device", old.Device),
 			zap.Int("pid", old.PID), zap.String("failure", old.Failure))
+		if old.Failure != "" {
+			srv.warn(fmt.Sprintf("%s: when it was last attached, as %s: %s", old.Image, old.Device, old.Failure))
+		}
 		if err := old.clear(); err != nil {
 			return err
 		}
@@ -187,6 +199,8 @@ func (srv *server) start(o *attachOptions, g zns.Geometry, fd, align int) (*ublk
 	dev, err := ublk.Start(context.Background(), ublk.Config{
 		ID: o.id, Queues: o.queues, Depth: o.depth, DataFD: fd, DataAlign: align,
 		ReadOnly: o.readOnly, Logger: srv.log, Added: srv.added, Ended: srv.end,
+		// The failure itself is logged, once.
+		Known: func(err error) bool { return errors.Is(err, qcow2.ErrFailed) },
 	}, target)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.image, err)
@@ -209,16 +223,19 @@ func (srv *server) added(id int, mark uint64) error {
 // The device's number is still ours.
 func (srv *server) end() error {
 	srv.mu.Lock()
-	defer srv.mu.Unlock()
-	if srv.closed {
+	again := srv.closed
+	srv.closed = true
+	srv.mu.Unlock()
+	if again {
 		return nil
 	}
-	srv.closed = true
 	if srv.trace != nil {
 		srv.trace.close() // no request is left that could change a zone
 	}
+	err := srv.image.Close() // which may fail the image
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
 	s := srv.state
-	err := srv.image.Close()
 	if err != nil {
 		err = fmt.Errorf("close %s: %w", s.Image, err)
 	}
@@ -254,11 +271,20 @@ func newState(o *attachOptions, image *os.File) (*state, error) {
 	return s, nil
 }
 
-func (srv *server) imageFailed(err error) {
-	select {
-	case srv.failed <- err:
-	default: // the first reason is the one to report
+// imageFailed records why the image has failed before anybody is told, so that
+// also the death of the server does not hide it.
+func (srv *server) imageFailed(cause error) {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	srv.state.Failure = cause.Error()
+	var err error
+	if srv.state.Device != "" { // else it is recorded with the device
+		err = srv.state.save()
 	}
+	if err != nil {
+		err = fmt.Errorf("record the failure: %w", err)
+	}
+	srv.failed <- errors.Join(cause, err) // there is room: it fails once
 }
 
 // announce says that the node is usable.
@@ -288,20 +314,7 @@ func (srv *server) untilStopped(dev *ublk.Device) {
 			srv.log.Warn("the device was deleted by somebody else")
 			return
 		case cause := <-srv.failed:
-			srv.log.Error("the image failed and takes no more writes", zap.Error(cause))
-			srv.recordFailure(cause)
+			srv.log.Error("image failed, only reads go on: detach it, see to the disk and attach it again", zap.Error(cause))
 		}
-	}
-}
-
-func (srv *server) recordFailure(cause error) {
-	srv.mu.Lock()
-	defer srv.mu.Unlock()
-	if srv.closed {
-		return
-	}
-	srv.state.Failure = cause.Error()
-	if err := srv.state.save(); err != nil {
-		srv.log.Error("record the failure", zap.Error(err))
 	}
 }

@@ -242,7 +242,7 @@ func (s *state) settle() error {
 		return err
 	}
 	if last.Failure != "" {
-		return fmt.Errorf("%s (%s): %s", s.Device, s.Image, last.Failure)
+		return fmt.Errorf("%s is detached, but not in order: %s: what was written after the last completed flush may be lost; attach mends the image", s.Device, last.Failure)
 	}
 	fmt.Fprintf(os.Stderr, "qzbd: warning: the server of %s had died: %s is mended when it is attached again\n", s.Device, s.Image)
 	return nil
