@@ -8,5 +8,10 @@
 // besides. worker is what runs inside; it says over the machine's standard
 // output what is durable, and after the next boot that has to be there.
 //
-// Tests have the build tag machine. Flags: -powercuts, -seed, -kernel.
+// Some cuts come while the device is in use, others while what the last one left
+// is attached, mended, checked and detached. The image is attached with --direct
+// or without, by chance.
+//
+// Tests have the build tag machine. Flags: -powercuts, -seed, -kernel. QZBD_BIN
+// names the program, by default bin/qzbd of this module.
 package powercut

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/qzbd/qzbd/tests/crashfile"
 	"github.com/qzbd/qzbd/tests/nbd"
@@ -27,7 +28,13 @@ var (
 	seriesFlag = flag.String("kernel", string(vm.Series7), "series of the guest's kernel")
 )
 
-const diskSize = 3 << 30
+const (
+	diskSize = 3 << 30
+
+	// earlyChanges is about how many changes of the disk a boot makes before it
+	// works.
+	earlyChanges = 80
+)
 
 func TestPowerCutsUnderFioLoseNothingThatWasFlushed(t *testing.T) { powerCuts(t, "fio") }
 func TestPowerCutsUnderF2fsLoseNoFsyncedFile(t *testing.T)        { powerCuts(t, "f2fs") }
@@ -71,11 +78,14 @@ func powerCuts(t *testing.T, kind string) {
 // build compiles what the guest runs.
 func (s *site) build() {
 	s.t.Helper()
-	root, err := filepath.Abs("../..")
-	if err != nil {
-		s.t.Fatal(err)
+	if s.qzbd = os.Getenv("QZBD_BIN"); s.qzbd == "" {
+		root, err := filepath.Abs("../..")
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.qzbd = filepath.Join(root, "bin", "qzbd")
 	}
-	s.worker, s.qzbd = filepath.Join(root, "bin", "powercut-worker"), filepath.Join(root, "bin", "qzbd")
+	s.worker = filepath.Join(s.dir, "worker")
 	cmd := exec.Command("go", "build", "-o", s.worker, "./worker")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		s.t.Fatalf("%v\n%s", err, out)
@@ -87,27 +97,35 @@ func (s *site) boot(first bool) {
 	s.t.Helper()
 	ctx, kill := context.WithCancel(context.Background())
 	defer kill()
-	// So many flushes, and then so many changes of the disk.
-	flushes, changes := 1+s.rng.IntN(12), 1+s.rng.IntN(2000)
+	// So many flushes, and then so many changes of the disk; or while what
+	// the last cut left is still being looked at.
+	flushes, changes := 1+s.rng.IntN(12), 1+s.rng.IntN(300)
 	phase := "NEXT"
 	if first {
 		phase = "FIRST"
+	} else if s.rng.IntN(3) == 0 {
+		s.disk.CutIn(1 + s.rng.IntN(earlyChanges))
 	}
-	before := s.durable.Len()
+	before, at := s.durable.Len(), ""
+	began, ops := time.Now(), s.disk.Ops()
 	out := &lines{each: func(line string) {
-		if line == "flushed" {
+		switch {
+		case strings.HasPrefix(line, "#"):
+			at += fmt.Sprintf("\n%5.1fs %5d changes: %s", time.Since(began).Seconds(), s.disk.Ops()-ops, line[1:])
+		case line == "flushed":
 			if flushes--; flushes == 0 {
 				s.disk.CutIn(changes)
 			}
-			return
+		default:
+			s.durable.WriteString(line + "\n")
 		}
-		s.durable.WriteString(line + "\n")
 	}}
 	status, log, err := s.run(ctx, kill, phase, out)
 	if !s.disk.Dead() {
 		s.t.Fatalf("%s: the machine ended by itself: status %d, %v\n%s", phase, status, err, log)
 	}
-	s.t.Logf("%s: power cut, %d more lines of what is durable", phase, bytes.Count(s.durable.Bytes()[before:], []byte("\n")))
+	s.t.Logf("%s: power cut after %.1fs and %d changes, %d more lines of what is durable%s", phase,
+		time.Since(began).Seconds(), s.disk.Ops()-ops, bytes.Count(s.durable.Bytes()[before:], []byte("\n")), at)
 }
 
 // last boots once more and checks that all is well.

@@ -57,20 +57,20 @@ func (k fileSystem) verify(node string, lines []string) error {
 	return command(k.fsck[0], append(k.fsck[1:len(k.fsck):len(k.fsck)], node)...)
 }
 
-func (k fileSystem) work(node string, seed uint64) error {
+func (k fileSystem) work(node string, rng *rand.Rand) error {
 	if err := k.mount(node); err != nil {
 		return err
 	}
+	boot := rng.Uint32()
 	litter := make(chan error, 1)
-	go func() { litter <- scatter(rand.New(rand.NewPCG(seed, 1))) }()
-	rng := rand.New(rand.NewPCG(seed, 0))
+	go func() { litter <- scatter(rand.New(rand.NewPCG(uint64(boot), 1))) }()
 	for n := 0; ; n++ {
 		select {
 		case err := <-litter:
 			return err
 		default:
 		}
-		name := fmt.Sprintf("%d-%d", seed, n)
+		name := fmt.Sprintf("%d-%d", boot, n)
 		p := randomBytes(rng, 1+rng.IntN(1<<20))
 		if err := writeSynced(filepath.Join(tree, name), p); err != nil {
 			return err

@@ -3,6 +3,8 @@
 //
 // usage: worker KIND FIRST|NEXT|LAST SEED
 //
+// The seed decides besides how the image is attached, with --direct or not.
+//
 // The disk is /dev/vda with an ext4 on it, and there the image. FIRST makes
 // both. NEXT and LAST are boots after a power cut: whatever was said to be
 // durable, a line each in $QZBD_VM_OUT/durable, must be there. All but LAST then
@@ -13,6 +15,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,8 +38,9 @@ type kind interface {
 	// verify checks the device after a power cut; durable are the lines of
 	// work that reached the host.
 	verify(node string, durable []string) error
-	// work goes on until the power goes off. What it prints is durable.
-	work(node string, seed uint64) error
+	// work goes on until the power goes off. What it prints is durable, but
+	// for what begins with a #, which is for whoever watches.
+	work(node string, rng *rand.Rand) error
 }
 
 var kinds = map[string]kind{
@@ -61,6 +65,7 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
+	r := runner{k, rand.New(rand.NewPCG(seed, 0))}
 	if err := command("modprobe", "ext4"); err != nil {
 		return err
 	}
@@ -68,47 +73,55 @@ func run(args []string) error {
 		return err
 	}
 	if args[1] == "FIRST" {
-		err = prepare(k)
+		err = r.prepare()
 	} else {
-		err = verify(k)
+		err = r.verify()
 	}
 	if err != nil || args[1] == "LAST" {
 		return err
 	}
+	fmt.Println("# work")
 	if err := command("mount", "-t", "ext4", disk, home); err != nil {
 		return err
 	}
-	node, err := attach()
+	node, err := r.attach()
 	if err != nil {
 		return err
 	}
-	return k.work(node, seed)
+	return k.work(node, r.rng)
 }
 
-func prepare(k kind) error {
+// runner takes a kind of use through one boot.
+type runner struct {
+	kind
+	rng *rand.Rand
+}
+
+func (r runner) prepare() error {
 	if err := command("mke2fs", "-q", "-t", "ext4", disk); err != nil {
 		return err
 	}
 	return withDisk(func() error {
-		options, size := k.create()
+		options, size := r.create()
 		if err := command(qzbd(), "create", "-o", options, image, size); err != nil {
 			return err
 		}
-		return withDevice(k.prepare)
+		return r.withDevice(r.kind.prepare)
 	})
 }
 
-func verify(k kind) error {
+func (r runner) verify() error {
 	lines, err := durable()
 	if err != nil {
 		return err
 	}
 	return withDisk(func() error {
 		// A cut may leave leaks, never corruption (I5).
+		fmt.Println("# check")
 		if err := check(0, 3); err != nil {
 			return err
 		}
-		err := withDevice(func(node string) error { return k.verify(node, lines) })
+		err := r.withDevice(func(node string) error { return r.kind.verify(node, lines) })
 		if err != nil {
 			return err
 		}
@@ -157,8 +170,8 @@ func withDisk(f func() error) error {
 }
 
 // withDevice runs f with the image attached.
-func withDevice(f func(node string) error) error {
-	node, err := attach()
+func (r runner) withDevice(f func(node string) error) error {
+	node, err := r.attach()
 	if err != nil {
 		return err
 	}
@@ -166,8 +179,13 @@ func withDevice(f func(node string) error) error {
 	return errors.Join(err, command(qzbd(), "detach", node))
 }
 
-func attach() (string, error) {
-	out, err := output(qzbd(), "attach", image)
+func (r runner) attach() (string, error) {
+	args := []string{"attach", image}
+	if r.rng.IntN(2) == 0 {
+		args = append(args, "--direct")
+	}
+	fmt.Println("#", strings.Join(args, " "))
+	out, err := output(qzbd(), args...)
 	return strings.TrimSpace(out), err
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -18,22 +19,24 @@ import (
 )
 
 // rawZones writes zones with fio, four at a time, and resets them before it
-// writes them again. Every block says where it belongs (fio's verify headers).
+// writes them again. Every block says where it belongs and which life of its
+// zone it is from, by fio's verify_pattern.
 //
-// Its lines are "zone N at W": everything below byte W of zone N is durable, and
-// "zone N reset".
+// Its lines are "life L of zone N at W": everything below byte W is durable,
+// and "life L of zone N begins": the reset before it is durable. The file of
+// intents says that before the reset, because the power may go off between the
+// reset and the line.
 type rawZones struct{}
 
 const fioBlock = 64 << 10
 
 func (rawZones) create() (options, size string) {
-	return "zone.size=16M,zone.capacity=12M,zone.max_open_zones=8,zone.max_active_zones=12", "1G"
+	return "zone.size=4M,zone.capacity=3M,zone.max_open_zones=8,zone.max_active_zones=12", "256M"
 }
 
 func (rawZones) prepare(string) error { return nil }
 
-func (rawZones) work(node string, seed uint64) error {
-	rng := rand.New(rand.NewPCG(seed, 0))
+func (rawZones) work(node string, rng *rand.Rand) error {
 	// O_DIRECT, so that our own file has no pages to write.
 	f, err := os.OpenFile(node, os.O_RDONLY|unix.O_DIRECT, 0)
 	if err != nil {
@@ -44,8 +47,12 @@ func (rawZones) work(node string, seed uint64) error {
 	if err != nil {
 		return err
 	}
+	lives, err := readLives()
+	if err != nil {
+		return err
+	}
 	for {
-		fio, err := startFio(node, zones, rng)
+		fio, err := startFio(node, zones, lives, rng)
 		if err != nil {
 			return err
 		}
@@ -60,30 +67,73 @@ func (rawZones) work(node string, seed uint64) error {
 				running = false
 			default:
 			}
-			if err := flush(node, f); err != nil {
+			if err := flush(node, f, lives); err != nil {
 				return err
 			}
 		}
 	}
 }
 
+// lives has the newest life of each zone, and the one before it.
+type lives map[int][2]uint32
+
+// intend begins a new life of zones, before their reset.
+func (l lives) intend(first, n int, life uint32) error {
+	f, err := os.OpenFile(intents(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return err
+	}
+	for i := first; i < first+n; i++ {
+		l[i] = [2]uint32{life, l[i][0]}
+		if _, err := fmt.Fprintf(f, "%d %d\n", i, life); err != nil {
+			return errors.Join(err, f.Close())
+		}
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+func readLives() (lives, error) {
+	p, err := os.ReadFile(intents())
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l := lives{}
+	for line := range strings.Lines(string(p)) {
+		var i int
+		var life uint32
+		if _, err := fmt.Sscanf(line, "%d %d", &i, &life); err != nil {
+			return nil, fmt.Errorf("intent %q: %w", line, err)
+		}
+		l[i] = [2]uint32{life, l[i][0]}
+	}
+	return l, nil
+}
+
+// intents is a file of the host, so no power cut touches it.
+func intents() string { return filepath.Join(os.Getenv("QZBD_VM_OUT"), "intents") }
+
 // startFio resets some zones in each quarter of the device and starts a job
 // for each, which fills them.
-func startFio(node string, zones []zns.Zone, rng *rand.Rand) (*exec.Cmd, error) {
+func startFio(node string, zones []zns.Zone, lives lives, rng *rand.Rand) (*exec.Cmd, error) {
 	const jobs, window = 4, 3
 	args := []string{"--filename=" + node, "--direct=1", "--zonemode=zbd", "--ioengine=libaio", "--iodepth=8",
-		"--rw=write", "--bs=" + fmt.Sprint(fioBlock), "--verify=crc32c", "--do_verify=0", "--randseed=" + fmt.Sprint(rng.Uint32())}
+		"--rw=write", "--bs=" + fmt.Sprint(fioBlock), "--verify=pattern", "--do_verify=0"}
 	per := len(zones) / jobs
 	for k := range jobs {
+		life := max(rng.Uint32(), 1)
 		first := k*per + rng.IntN(per-window)
+		if err := lives.intend(first, window, life); err != nil {
+			return nil, err
+		}
 		at, n := zones[first].Start, window*zones[first].Len
 		if err := command("blkzone", "reset", "-o", fmt.Sprint(at/512), "-l", fmt.Sprint(n/512), node); err != nil {
 			return nil, err
 		}
 		for i := range window {
-			fmt.Printf("zone %d reset\n", first+i) // durable when it is answered (I4)
+			fmt.Printf("life %d of zone %d begins\n", life, first+i) // durable when it is answered (I4)
 		}
-		args = append(args, fmt.Sprintf("--name=job%d", k), fmt.Sprintf("--offset=%d", at), fmt.Sprintf("--size=%d", n))
+		args = append(args, fmt.Sprintf("--name=job%d", k), fmt.Sprintf("--offset=%d", at), fmt.Sprintf("--size=%d", n),
+			fmt.Sprintf("--verify_pattern=0x%08x%%o", life))
 	}
 	cmd := exec.Command("fio", args...)
 	cmd.Stderr = os.Stderr
@@ -91,7 +141,7 @@ func startFio(node string, zones []zns.Zone, rng *rand.Rand) (*exec.Cmd, error) 
 }
 
 // flush makes durable what the zones have, and says so.
-func flush(node string, f *os.File) error {
+func flush(node string, f *os.File, lives lives) error {
 	zones, err := ublk.ReportZones(node)
 	if err != nil {
 		return err
@@ -102,7 +152,7 @@ func flush(node string, f *os.File) error {
 	var b bytes.Buffer
 	for i, z := range zones {
 		if z.WP != z.Start {
-			fmt.Fprintf(&b, "zone %d at %d\n", i, z.WP-z.Start)
+			fmt.Fprintf(&b, "life %d of zone %d at %d\n", lives[i][0], i, z.WP-z.Start)
 		}
 	}
 	b.WriteString("flushed\n")
@@ -115,62 +165,81 @@ func (rawZones) verify(node string, lines []string) error {
 	if err != nil {
 		return err
 	}
-	floor := make([]uint64, len(zones))
-	for _, l := range lines {
-		var i int
-		var n uint64
-		if _, err := fmt.Sscanf(l, "zone %d at %d", &i, &n); err == nil {
-			floor[i] = n
-		} else if strings.HasSuffix(l, " reset") {
-			if _, err := fmt.Sscanf(l, "zone %d reset", &i); err != nil {
-				return fmt.Errorf("line %q: %w", l, err)
-			}
-			floor[i] = 0
-		}
-	}
-	var errs []error
-	var jobs strings.Builder
-	fmt.Fprintf(&jobs, "[global]\nfilename=%s\ndirect=1\nrw=read\nbs=%d\nverify=crc32c\nverify_fatal=1\nthread=1\n", node, fioBlock)
-	written := 0
-	for i, z := range zones {
-		n := z.WP - z.Start
-		if n < floor[i] {
-			errs = append(errs, fmt.Errorf("zone %d: write pointer at %d, but %d was durable (I1)", i, n, floor[i]))
-		}
-		if n%fioBlock != 0 {
-			errs = append(errs, fmt.Errorf("zone %d: write pointer at %d is no write's end (I3)", i, n))
-		}
-		if n > 0 {
-			written++
-			fmt.Fprintf(&jobs, "[zone%d]\noffset=%d\nsize=%d\nstonewall\n", i, z.Start, n)
-		}
-		if err := zerosFrom(node, z); err != nil {
-			errs = append(errs, fmt.Errorf("zone %d: %w", i, err))
-		}
-	}
-	if len(errs) > 0 || written == 0 {
-		return errors.Join(errs...)
-	}
-	file := filepath.Join(os.TempDir(), "verify.fio")
-	if err := os.WriteFile(file, []byte(jobs.String()), 0o600); err != nil {
+	lives, err := readLives()
+	if err != nil {
 		return err
 	}
-	return command("fio", file) // I2
-}
-
-// zerosFrom checks that a zone reads as zeros above its write pointer.
-func zerosFrom(node string, z zns.Zone) error {
+	begun := map[uint32]bool{}
+	type part struct {
+		zone int
+		life uint32
+	}
+	durable := map[part]uint64{}
+	for _, l := range lines {
+		var p part
+		var n uint64
+		if _, err := fmt.Sscanf(l, "life %d of zone %d at %d", &p.life, &p.zone, &n); err == nil {
+			durable[p] = n
+		} else if _, err := fmt.Sscanf(l, "life %d of zone %d begins", &p.life, &p.zone); err == nil {
+			begun[p.life] = true
+		}
+	}
 	f, err := os.Open(node)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	p := make([]byte, min(z.Start+z.Len-z.WP, 1<<20))
-	if _, err := f.ReadAt(p, int64(z.WP)); err != nil && !errors.Is(err, io.EOF) {
-		return err
+	var errs []error
+	for i, z := range zones {
+		n := z.WP - z.Start
+		life, before := lives[i][0], lives[i][1]
+		if n > 0 && !begun[life] {
+			// Was this reset the last thing that happened, or not even that?
+			first := make([]byte, 4)
+			if _, err := f.ReadAt(first, int64(z.Start)); err != nil {
+				return err
+			}
+			if binary.BigEndian.Uint32(first) == before {
+				life = before
+				if err := lives.intend(i, 1, life); err != nil { // it goes on
+					return err
+				}
+			}
+		}
+		if floor := durable[part{i, life}]; n < floor {
+			errs = append(errs, fmt.Errorf("zone %d: write pointer at %d, but %d was durable (I1)", i, n, floor))
+		}
+		if n%fioBlock != 0 {
+			errs = append(errs, fmt.Errorf("zone %d: write pointer at %d is no write's end (I3)", i, n))
+		}
+		if err := holds(f, z, life); err != nil {
+			errs = append(errs, fmt.Errorf("zone %d: %w", i, err))
+		}
 	}
-	if i := bytes.IndexFunc(p, func(r rune) bool { return r != 0 }); i >= 0 {
-		return fmt.Errorf("byte %d above the write pointer is not zero (I6)", i)
+	return errors.Join(errs...)
+}
+
+// holds checks that a zone has the blocks of one life below its write pointer,
+// and zeros where it goes on.
+func holds(f io.ReaderAt, z zns.Zone, life uint32) error {
+	const above = 8 * fioBlock
+	got, want := make([]byte, fioBlock), make([]byte, fioBlock)
+	for at := z.Start; at < min(z.WP+above, z.Start+z.Len); at += fioBlock {
+		if _, err := f.ReadAt(got, int64(at)); err != nil {
+			return err
+		}
+		if at < z.WP {
+			binary.BigEndian.PutUint32(want, life)
+			binary.LittleEndian.PutUint64(want[4:], at) // fio's %o
+			for n := 12; n < len(want); n *= 2 {
+				copy(want[n:], want[:n])
+			}
+		} else {
+			clear(want)
+		}
+		if !bytes.Equal(got, want) {
+			return fmt.Errorf("block %d begins with % x, want % x (I2, I6)", (at-z.Start)/fioBlock, got[:16], want[:16])
+		}
 	}
 	return nil
 }
