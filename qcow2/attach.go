@@ -44,6 +44,10 @@ func (im *Image) attach() error {
 	case im.attached.Load():
 		return nil
 	}
+	// A disk that cannot even be read has not lost anything.
+	if err := readPadded(im.f, make([]byte, sectorSize), 0); err != nil {
+		return fmt.Errorf("read the header: %w", err)
+	}
 	h := *im.header()
 	h.Incompatible |= incompatDirty
 	h.Autoclear = 0 // whatever these features keep, we do not keep it up to date

@@ -41,7 +41,7 @@ type outcome struct {
 var (
 	first = []string{"deps", "build"}
 	lanes = [][]string{
-		{"kernels", "kernel-7", "machine"},
+		{"kernels", "kernel-7", "machine", "powercut"},
 		{"lint", "unit", "race", "kernel-6.12"},
 	}
 )

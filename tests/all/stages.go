@@ -42,6 +42,9 @@ func stages(fuzzTime string, longTime time.Duration, run string) []stage {
 		{"machine", "the test machines themselves", func(ctx context.Context, r *report) error {
 			return goTest(ctx, r, "-tags=machine", "-run=^TestMachine", "-timeout=15m", "./tests/vm")
 		}},
+		{"powercut", "power cuts under fio, f2fs and btrfs, three of each", func(ctx context.Context, r *report) error {
+			return goTest(ctx, r, "-tags=machine", "-timeout=60m", "./tests/powercut", "-powercuts=3")
+		}},
 		{"long-6.12", "long tests under load on Linux 6.12 (not part of the default)", func(ctx context.Context, r *report) error {
 			return long(ctx, r, vm.Series612, longTime, run)
 		}},
