@@ -341,3 +341,40 @@ func TestAFailedImageShowsOnlyWhatIsOnTheDisk(t *testing.T) {
 		})
 	}
 }
+
+// blindFile has a disk that cannot be read for a while.
+type blindFile struct {
+	*memFile
+	blind bool
+}
+
+func (f *blindFile) ReadAt(p []byte, off int64) (int, error) {
+	if f.blind {
+		return 0, syscall.EIO
+	}
+	return f.memFile.ReadAt(p, off)
+}
+
+// The first change rewrites the header's sector, which has to be read for that.
+// If it cannot be, nothing has happened.
+func TestADiskThatCannotBeReadRefusesTheFirstChangeAlone(t *testing.T) {
+	f := &blindFile{memFile: newMemFile()}
+	build(t, f.memFile, small)
+	im, err := Open(f, Options{})
+	must(t, err)
+	t.Cleanup(im.Abandon)
+	before := f.ops
+	f.blind = true
+	if err := put(im, fill(4096, 1), im.zoneStart(1)); !errors.Is(err, syscall.EIO) {
+		t.Errorf("write: %v", err)
+	}
+	if err := im.Failed(); err != nil {
+		t.Errorf("the image has failed: %v", err)
+	}
+	if n := f.ops - before; n != 0 {
+		t.Errorf("%d operations have changed the file", n)
+	}
+	f.blind = false
+	grow(t, im, 1, 4096, 4096)
+	must(t, im.Round())
+}
