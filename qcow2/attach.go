@@ -48,11 +48,15 @@ func (im *Image) attach() error {
 	if err := readPadded(im.f, make([]byte, sectorSize), 0); err != nil {
 		return fmt.Errorf("read the header: %w", err)
 	}
-	h := *im.header()
-	h.Incompatible |= incompatDirty
-	h.Autoclear = 0 // whatever these features keep, we do not keep it up to date
-	if err := im.putHeader(&h); err != nil {
+	if err := im.reserveTables(); err != nil {
 		return err
+	}
+	if h := *im.header(); !h.Dirty() || h.Autoclear != 0 {
+		h.Incompatible |= incompatDirty
+		h.Autoclear = 0 // whatever these features keep, we do not keep it up to date
+		if err := im.putHeader(&h); err != nil {
+			return err
+		}
 	}
 	// A last cluster that was cut short is completed: extents end at clusters.
 	size, err := im.f.Size()

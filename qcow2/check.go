@@ -26,6 +26,9 @@ type CheckReport struct {
 	// Ahead counts mappings above a write pointer, where they cannot be read. In
 	// a dirty image they are leaks.
 	Ahead int64 `json:"clusters-above-write-pointer"`
+	// Unplaced counts clusters below the write pointers of partly written zones
+	// that have no place in the file and read as zeros; see tellUnplaced.
+	Unplaced int64 `json:"zeros-below-write-pointer"`
 
 	// Messages has the first of what was found, a sentence each.
 	Messages []string `json:"messages,omitempty"`
@@ -120,6 +123,7 @@ func check(f File, progress func(done, total int64)) (*checker, error) {
 		return nil, err
 	}
 	c.tellAhead()
+	c.tellUnplaced()
 	if !c.rep.Dirty {
 		if err := c.compareBlocks(); err != nil {
 			return nil, err
@@ -144,10 +148,13 @@ type checker struct {
 	unflagged      bool // an entry lacks its flag because its cluster's refcount is too high
 
 	masked []uint64 // per zone: device offset from which mappings are ahead
-	refs   refMap
-	table  []uint64 // the refcount table
-	blocks blockCache
-	ahead  struct { // mappings of one zone above its write pointer, not yet told
+	// unplaced counts down, per partly written zone, the clusters below its
+	// pointer that have no place in the file.
+	unplaced []int64
+	refs     refMap
+	table    []uint64 // the refcount table
+	blocks   blockCache
+	ahead    struct { // mappings of one zone above its write pointer, not yet told
 		n     int64
 		zone  uint64
 		first uint64 // guest offset
@@ -161,6 +168,7 @@ func (c *checker) judgePointers(meta []byte) {
 	cs := uint64(h.ClusterSize())
 	partly := uint32(0)
 	c.masked = make([]uint64, h.Zoned.NrZones)
+	c.unplaced = make([]int64, h.Zoned.NrZones)
 	for i := range h.Zoned.NrZones {
 		start := h.ZoneStart(i)
 		c.masked[i] = start + h.ZoneLength(i)
@@ -176,6 +184,7 @@ func (c *checker) judgePointers(meta []byte) {
 		c.masked[i] = (wp + cs - 1) &^ (cs - 1)
 		if wp > start && wp < start+h.ZoneCapacity(i) {
 			partly++
+			c.unplaced[i] = int64(c.masked[i]-start) >> h.ClusterBits
 		}
 	}
 	if limit := h.Zoned.MaxActive; limit != 0 && partly > limit {
@@ -253,6 +262,7 @@ func (c *checker) isAhead(guest uint64) bool {
 // checkAhead finds a mapping that no read can reach.
 func (c *checker) checkAhead(r *ref) {
 	if !c.isAhead(r.guest) {
+		c.unplaced[r.guest/c.h.Zoned.ZoneSize]--
 		return
 	}
 	z := r.guest / c.h.Zoned.ZoneSize
@@ -278,6 +288,35 @@ func (c *checker) tellAhead() {
 	if a := &c.ahead; a.n != 0 {
 		c.rep.leak(a.n, "%d data clusters from guest offset %#x on are above the write pointer of zone %d", a.n, a.first, a.zone)
 		a.n = 0
+	}
+}
+
+// tellUnplaced notes what a partly written zone has below its write pointer
+// without a place in the file. That is no contradiction of the pointer, however
+// odd: write-zeroes moves a pointer over clusters that never get one, here as
+// in the founding series, which may besides lose data and keep the pointer, and
+// of which no image says that it has written it. A full zone needs no note: a
+// finish fills it so.
+//
+// What does contradict a pointer, whoever wrote the image and however it was
+// interrupted, is found entry by entry and named with its zone: a word of
+// zonedmeta that no zone can have, and an entry below a pointer, or the table
+// it should be in, that leads out of the file, into something else, or nowhere.
+// The length of the file is durable before an entry refers to it, and entries
+// before the pointers above them.
+func (c *checker) tellUnplaced() {
+	first, zones := -1, 0
+	for i, n := range c.unplaced {
+		if n <= 0 {
+			continue
+		}
+		if zones++; zones == 1 {
+			first = i
+		}
+		c.rep.Unplaced += n
+	}
+	if zones != 0 {
+		c.rep.say("note: %d clusters below the write pointers of %d partly written zones, zone %d first, have no place in the file: they read as zeros, as write-zeroes leaves them", c.rep.Unplaced, zones, first)
 	}
 }
 

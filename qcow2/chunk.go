@@ -188,7 +188,7 @@ func (im *Image) dropOld(off int64) error {
 func (im *Image) ownTable(t int64) error {
 	e := L1Entry(im.l1[t])
 	if e.Offset() != 0 && e.Copied() {
-		return nil
+		return im.reserveMeta(e.Offset())
 	}
 	r, err := im.takeMeta(1)
 	if err != nil {

@@ -31,7 +31,7 @@ func (im *Image) detachImage() error {
 	if err := im.Round(); err != nil {
 		return err
 	}
-	if !im.attached.Load() {
+	if !im.header().Dirty() {
 		return nil // never changed
 	}
 	im.lock()

@@ -56,6 +56,7 @@
 //	map.go cache.go             where bytes are, from memory; L2 tables
 //	chunk.go alloc.go runs.go   mapping ahead of data; free space
 //	refcount.go                 refcounts, and the table's growth
+//	reserve.go                  space for what is written in place
 //	pointers.go flush.go        write pointers; the order of barriers
 //	reset.go                    reset, finish, zeros
 //	rebuild.go clusterset.go    what an open refuses; what was not closed or

@@ -82,7 +82,7 @@ type Image struct {
 	hdr      atomic.Pointer[Header]  // replaced by the holder of the token
 	places   atomic.Pointer[[]place] // of that header
 	failure  atomic.Pointer[error]
-	attached atomic.Bool // the dirty bit is durable
+	attached atomic.Bool // the dirty bit is durable, and metadata has its space
 	writable atomic.Bool // attached and not failed: Map may map for writing
 
 	l1       []uint64 // atomic access; the holder of the token stores
@@ -96,6 +96,7 @@ type Image struct {
 	// Zones that may have mappings, and those that have since been mapped
 	// ahead of their data.
 	mapped, ahead bitmap
+	reserved      clusterSet // metadata that has its space
 	scratch       []byte
 	vals          []uint64
 }
@@ -146,6 +147,9 @@ func Open(f File, o Options) (*Image, error) {
 	}
 	if !o.ReadOnly {
 		im.syncer.start(im, o.SyncInterval)
+		if im.syncer.waiting() { // for pointers that a predecessor has reached
+			im.syncer.changed()
+		}
 	}
 	return im, nil
 }
@@ -218,6 +222,10 @@ func (im *Image) load(h *Header, meta []byte, o Options) error {
 			return err
 		}
 		if err := r.rebuild(); err != nil {
+			return err
+		}
+		// A full disk refuses what is going to be changed, but no open.
+		if err := im.attach(); im.Failed() != nil {
 			return err
 		}
 	case o.repair:

@@ -45,8 +45,8 @@ const (
 	syncChunk = 512 << 20
 )
 
-// reserver is a File that can reserve space for a range, which then reads as
-// zeros: fallocate.
+// reserver is a File that can reserve space for a range, whose holes read as
+// zeros as before: fallocate.
 type reserver interface {
 	Reserve(off, n int64) error
 }

@@ -30,8 +30,6 @@ func (r *rebuilder) rebuild() error {
 	if err := r.write(); err != nil {
 		return fmt.Errorf("repair: %w", err)
 	}
-	im.attached.Store(true)
-	im.writable.Store(true)
 	return nil
 }
 

@@ -99,6 +99,41 @@ func TestProgressOfARepairIsReported(t *testing.T) {
 
 // The clusters of a reset zone are free when two syncs have passed: one covers
 // their cleared entries, the other the holes (I4).
+// What a power cut leaves without a reference is free when the image has been
+// opened, and no longer takes space.
+func TestOrphanedClustersAreFreed(t *testing.T) {
+	f, im := fresh(t, small, Options{})
+	grow(t, im, 1, 128<<10, 64<<10)
+	grow(t, im, 2, 128<<10, 64<<10)
+	grow(t, im, 3, 4096, 4096)
+	must(t, im.Round())
+	before := im.Allocated()
+	// Their entries are cleared, and nothing of what comes afterwards happens.
+	must(t, im.Reset([]uint32{1}))
+	must(t, im.f.Sync())
+	im.Abandon()
+	f = f.cut(nil)
+	rep, err := Check(f, nil)
+	must(t, err)
+	if !rep.Dirty || rep.ExitCode() == exitCorrupt {
+		t.Errorf("check: %+v", rep)
+	}
+	im = open(t, f, Options{})
+	if now := im.Allocated(); now > before-128<<10 {
+		t.Errorf("%d bytes are in use, %d were before 128K were reset", now, before)
+	}
+	if n := hostRuns(t, im, im.zoneStart(1), 128<<10); n != 1 { // a hole
+		t.Errorf("the reset zone lies in %d pieces", n)
+	}
+	end := len(f.cache)
+	grow(t, im, 4, 128<<10, 64<<10) // into what was freed
+	if len(f.cache) != end {
+		t.Errorf("the file had %d bytes and has %d", end, len(f.cache))
+	}
+	must(t, im.Close())
+	wantClean(t, f)
+}
+
 func TestClustersOfAResetZoneAreFreeAfterTwoRounds(t *testing.T) {
 	f, im := fresh(t, small, Options{})
 	grow(t, im, 1, 512<<10, 128<<10)

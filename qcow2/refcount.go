@@ -80,6 +80,8 @@ func (im *Image) ensureBlocks(rs ...run) (err error) {
 		for k := r.start >> im.ref.blockBits; k<<im.ref.blockBits < r.end(); k++ {
 			if k >= int64(len(im.ref.table)) || im.ref.table[k] == 0 {
 				queue = append(queue, k)
+			} else if err := im.reserveMeta(im.ref.table[k]); err != nil {
+				return err
 			}
 		}
 	}
@@ -102,7 +104,13 @@ func (im *Image) ensureBlocks(rs ...run) (err error) {
 	for len(queue) > 0 {
 		k := queue[0]
 		queue = queue[1:]
-		if k < int64(len(im.ref.table)) && im.ref.table[k] != 0 || blocks[k] != 0 {
+		if blocks[k] != 0 {
+			continue
+		}
+		if k < int64(len(im.ref.table)) && im.ref.table[k] != 0 {
+			if err := im.reserveMeta(im.ref.table[k]); err != nil {
+				return err
+			}
 			continue
 		}
 		if have := max(int64(len(im.ref.table)), table.n*im.cs/8); k >= have {
@@ -209,6 +217,9 @@ func (im *Image) takeMeta(n int64) (run, error) {
 			return run{}, fmt.Errorf("reserve metadata: %w", err)
 		}
 		at += int64(k)
+	}
+	for c := r.start; c < r.end(); c++ {
+		_ = im.reserved.set(c)
 	}
 	return r, nil
 }

@@ -114,6 +114,9 @@ func TestWhatEachRepairMends(t *testing.T) {
 		{"dirty, wrong refcounts", []patch{dirty, {shortBlock, make([]byte, 64)}, {0x10008, uint64(0x123456)}}, result{0, 0, 0}, result{0, 0, 0}, "", false},
 		{"dirty, one above the pointer, too", []patch{dirty, {shortEntry + 8, uint64(flagCopied | shortData)}}, result{0, 1, 1}, result{0, 1, 1}, "", false},
 		{"dirty, data in the L1 table", []patch{dirty, {shortEntry, uint64(flagCopied | shortL1)}}, as(2), as(2), "a repair would lose data", true},
+		{"dirty, data beyond the file", []patch{dirty, {shortEntry, uint64(flagCopied | 0x70000)}}, as(2), as(2), "a repair would lose data", true},
+		{"dirty, a hole below the pointer", []patch{dirty, {sampleMeta + 8, little(64<<20 + 128<<10)}}, result{0, 0, 0}, result{0, 0, 0}, "", false},
+		{"a hole below the pointer", []patch{{sampleMeta + 8, little(64<<20 + 128<<10)}}, as(0), as(0), "", false},
 		{"dirty, a zone's pointer outside", []patch{dirty, {sampleMeta, little(1 << 30)}}, as(2), as(2), "no repair knows what write pointers should be", true},
 	} {
 		for mode, want := range map[RepairMode]result{RepairLeaks: c.leaks, RepairAll: c.all} {

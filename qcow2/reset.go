@@ -150,7 +150,13 @@ func (im *Image) Zero(off, n uint64) error {
 	if err := im.Failed(); err != nil {
 		return err
 	}
-	return im.zero(uint32(off/im.zoneSize), off, off+n)
+	zone := uint32(off / im.zoneSize)
+	if !im.conventional(zone) { // its pointer will move
+		if err := im.attach(); err != nil {
+			return err
+		}
+	}
+	return im.zero(zone, off, off+n)
 }
 
 // zero punches what [off, end) is mapped to; what is not mapped reads as zeros

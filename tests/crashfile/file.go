@@ -38,6 +38,7 @@ const (
 	Sync
 	Truncate
 	Punch
+	Reserve
 )
 
 // Op is an operation before it happens.
@@ -298,6 +299,39 @@ func (f *File) Punch(off, n int64) error {
 		}
 	}
 	return end(last)
+}
+
+// Reserve allocates whole sectors.
+func (f *File) Reserve(off, n int64) error {
+	last, err := f.begin(Op{Kind: Reserve, Off: off, N: n})
+	if err != nil {
+		return err
+	}
+	defer f.mu.Unlock()
+	var holes []int64
+	for s := off / SectorSize; s*SectorSize < min(off+n, f.size); s++ {
+		if f.cur[s] == nil {
+			holes = append(holes, s)
+		}
+	}
+	if f.room != 0 && f.room < int64(len(f.cur)+len(holes)) {
+		return syscall.ENOSPC
+	}
+	for _, s := range holes {
+		f.replace(s, new(sector))
+	}
+	return end(last)
+}
+
+// Sparse gives the space of zeros back, as a sparse copy does.
+func (f *File) Sparse() {
+	f.with(func() {
+		for s, v := range f.cur {
+			if *v == (sector{}) {
+				f.replace(s, nil)
+			}
+		}
+	})
 }
 
 // Size returns the length in bytes.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -196,4 +197,112 @@ func (h *host) placeOf(im *image, seed uint64, at int64) int64 {
 		h.t.Fatalf("the image does not hold what was written at %#x", at)
 	}
 	return int64(off)
+}
+
+// A file system that is full, under an image whose metadata has holes because
+// it was copied sparsely: whatever is asked for is done or refused with ENOSPC,
+// and the image goes on.
+func TestAFullFileSystemFailsNoImage(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		use  func(h *host)
+	}{
+		{"tmpfs", func(h *host) { h.onFileSystem("tmpfs", "none", "size=24M") }},
+		{"ext4", func(h *host) {
+			node := h.ramDisk(512).node
+			h.run("mkfs.ext4", "-q", "-E", "nodiscard", node, "24M")
+			h.dir, _ = h.mount("ext4", node)
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := begin(t)
+			c.use(h)
+			// Many zones, so that zonedmeta and the tables have pages of their own.
+			im := h.create("a.qcow2", "cluster_size=4K,size=4G,zone.size=1M,zone.conventional_zones=2").copy("b.qcow2")
+			d := im.attach("--sync-interval", "0")
+			k := d.open()
+			z := k.zones()
+			k.write(1, 0, 65536)
+			k.write(2, z[100].start, 65536)
+			k.write(3, z[101].start, 65536)
+			k.sync()
+			k.close()
+			d.detach()
+			im = im.copy("c.qcow2")
+			d = im.attach("--sync-interval", "0")
+			k = d.open()
+			h.fillUp()
+
+			ask := func(what string, err error) {
+				t.Helper()
+				if err != nil && !errors.Is(err, unix.ENOSPC) {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+			ask("flush", unix.Fsync(k.fd))
+			ask("overwrite", k.pwrite(0, pattern(9, 0, 4096), 0))
+			ask("write to a mapped cluster", k.pwrite(z[100].start+65536, pattern(2, z[100].start+65536, 4096), 0))
+			ask("reset", k.mgmt(blkResetZone, z[101].start, 1<<20))
+			for _, i := range []int{3, 900, 2000, 3000, 4000} { // sectors of zonedmeta that nothing has been in
+				ask("finish", k.mgmt(blkFinishZone, z[i].start, 1<<20))
+				ask("write", k.pwrite(z[i+1].start, pattern(4, z[i+1].start, 4096), 0))
+				ask("write zeroes", k.ioctl(unix.BLKZEROOUT, unsafe.Pointer(&[2]uint64{uint64(z[i+2].start), 4096})))
+				ask("flush", unix.Fsync(k.fd))
+			}
+			if l := h.list(); len(l) != 1 || l[0].State != "live" {
+				t.Errorf("a full file system has failed the image: %s", h.run(qzbd, "info", d.node))
+			}
+			k.holds(2, z[100].start, 65536)
+
+			// With room again, everything goes on.
+			h.empty()
+			k.write(5, 4096, 4096)
+			for _, i := range []int{100, 500, 3500} {
+				k.write(2, k.zone(i).wp, 512)
+			}
+			h.fillUp()
+			// Now what is written in place has its space, and so has the rest
+			// of a cluster.
+			k.write(5, 4096, 4096)
+			for _, i := range []int{100, 500, 3500} {
+				k.write(2, k.zone(i).wp, 512)
+			}
+			k.sync()
+			k.must(blkFinishZone, k.zone(500))
+			k.must(blkResetZone, k.zone(3500))
+			k.must(blkFinishZone, k.zone(1500))
+			k.sync()
+			h.empty()
+			k.sync()
+			k.close()
+			d.detach()
+		})
+	}
+}
+
+// fillUp takes all space of the file system of the images.
+func (h *host) fillUp() {
+	h.t.Helper()
+	for n := 1 << 20; n > 0; n /= 4 {
+		f, err := os.OpenFile(filepath.Join(h.dir, "ballast"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		for err == nil {
+			if _, err = f.Write(make([]byte, n)); err == nil {
+				err = f.Sync() // so that space is taken and not promised
+			}
+		}
+		if err := f.Close(); err != nil || n < 512 {
+			return
+		}
+	}
+}
+
+// empty gives that space back.
+func (h *host) empty() {
+	h.t.Helper()
+	if err := os.Remove(filepath.Join(h.dir, "ballast")); err != nil {
+		h.t.Fatal(err)
+	}
 }

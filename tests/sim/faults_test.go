@@ -74,13 +74,54 @@ func TestAFullFileSystemRefusesRequestsAndLosesNothing(t *testing.T) {
 	}
 }
 
+// An image that was copied sparsely, or comes from a program that leaves zeros
+// out, has holes in its metadata.
+func TestAFullFileSystemDoesNotFailAnImageWithHolesInItsMetadata(t *testing.T) {
+	refused := 0
+	forSeeds(t, 120, func(t *testing.T, h *host, rng *rand.Rand) {
+		for range 4 {
+			for range rng.IntN(60) {
+				h.step()
+			}
+			h.drain()
+			if rng.IntN(2) == 0 {
+				h.flush()
+				h.disk.Sparse()
+				h.kill()
+			} else {
+				if err := h.shut(); err != nil {
+					h.fatalf("close: %v", err)
+				}
+				h.disk.Sparse()
+				if err := h.open(); err != nil {
+					h.fatalf("open: %v", err)
+				}
+			}
+			h.disk.Fill(rng.Int64N(24))
+			for range 60 {
+				h.step()
+				if err := h.im.Failed(); err != nil {
+					h.fatalf("a full file system has failed the image: %v", err)
+				}
+			}
+			refused += h.refused
+			h.drain()
+			h.verify()
+			h.disk.Fill(-1)
+		}
+	})
+	if refused == 0 {
+		t.Error("the file system was never full")
+	}
+}
+
 func TestAnyRefusedWriteOfDataOrLengthIsHarmless(t *testing.T) {
 	forSeeds(t, 60, func(t *testing.T, h *host, rng *rand.Rand) {
 		h.wasteful = true
 		dice := rand.New(rand.NewPCG(rng.Uint64(), 1)) // used with the disk's lock held
 		h.disk.Fault(func(op crashfile.Op) error {
 			// Metadata is written in place to what has been allocated.
-			if (op.Kind == crashfile.Truncate || op.Kind == crashfile.Punch || op.Kind == crashfile.Write && op.Hole) && dice.IntN(6) == 0 {
+			if (op.Kind == crashfile.Truncate || op.Kind == crashfile.Punch || op.Kind == crashfile.Reserve || op.Kind == crashfile.Write && op.Hole) && dice.IntN(6) == 0 {
 				return syscall.ENOSPC
 			}
 			return nil
