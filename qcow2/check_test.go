@@ -206,7 +206,7 @@ func TestTooManyActiveZonesAreNoted(t *testing.T) {
 		patch{sampleZoned + 28, uint32(2)}, patch{sampleZoned + 32, uint32(1)},
 		patch{sampleMeta, little(512)}, patch{sampleMeta + 8, little(64<<20 + 512)}, patch{sampleMeta + 16, little(128<<20 + 512)})
 	r, err := Check(b, nil)
-	if err != nil || r.ExitCode() != 0 || len(r.Messages) != 1 ||
+	if err != nil || r.ExitCode() != 0 || len(r.Messages) != 2 || r.Unplaced != 3 ||
 		!strings.HasPrefix(r.Messages[0], "note: 3 zones are neither empty nor full, max_active_zones is 2") {
 		t.Errorf("%+v, %v", r, err)
 	}

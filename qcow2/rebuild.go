@@ -40,6 +40,9 @@ type rebuilder struct {
 	used  clusterSet // what something refers to
 	amend bool       // entries have to be dropped or lack their flag
 
+	progress func(done, total int64)
+	total    int64
+
 	table  run             // of the refcount table
 	blocks map[int64]int64 // refcount block: its cluster
 	free   []run           // for place
@@ -56,10 +59,13 @@ var errCorrupt = errors.New("image is corrupt and was left as it is")
 // of the refcount structures; there it changes nothing.
 func (r *rebuilder) survey(progress func(done, total int64)) error {
 	im, h := r.im, r.im.header()
-	total := int64(h.L1Size)
+	r.progress, r.total = progress, int64(h.L1Size)
+	if !r.clean {
+		r.total *= 2 // amendEntries reads them once more
+	}
 	return walk(im.f, h, r.clean, func(x *ref) error {
-		if x.kind == RefL2 && progress != nil {
-			progress(x.index+1, total)
+		if x.kind == RefL2 {
+			r.tell(x.index + 1)
 		}
 		switch {
 		case x.kind == RefRefTable && !r.clean:
@@ -83,6 +89,12 @@ func (r *rebuilder) survey(progress func(done, total int64)) error {
 		r.amend = r.amend || r.lacksFlag(x)
 		return nil
 	})
+}
+
+func (r *rebuilder) tell(done int64) {
+	if r.progress != nil {
+		r.progress(done, r.total)
+	}
 }
 
 // lacksFlag reports whether a reference lacks the flag that says that it is the
@@ -276,6 +288,9 @@ func (r *rebuilder) amendEntries() error {
 	}
 	p := patcher{f: r.im.f}
 	err := walk(r.im.f, r.im.header(), false, func(x *ref) error {
+		if x.kind == RefL2 {
+			r.tell(r.total/2 + x.index + 1)
+		}
 		switch {
 		case x.data() && r.above(x.guest):
 			return p.put(x.entryAt, 0)
