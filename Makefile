@@ -59,8 +59,8 @@ fuzz: driver
 long: driver # on both kernels, one after the other
 	bin/all -only deps,build,kernels,long-6.12,long-7 -longtime $(LONGTIME)
 
-sim: # from a seed that nobody has seen
-	go test -count=1 -timeout=12h -run='PowerCuts|ActiveSet' ./tests/sim -first=$(SEED) -cuts=$(N)
+sim: driver # from a seed that nobody has seen
+	bin/all -only sim -seed $(SEED) -cuts $(N)
 
 mutants:
 	go test -count=1 -timeout=3h -tags=mutants -v ./tests/mutants

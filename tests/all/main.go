@@ -42,7 +42,7 @@ var (
 	first = []string{"deps", "build"}
 	lanes = [][]string{
 		{"kernels", "kernel-7", "machine", "powercut"},
-		{"lint", "unit", "race", "kernel-6.12"},
+		{"lint", "unit", "sim", "race", "kernel-6.12"},
 	}
 )
 
@@ -52,11 +52,13 @@ func main() {
 	longTime := flag.Duration("longtime", 30*time.Minute, "`duration` of each test of the long stages")
 	serial := flag.Bool("serial", false, "one stage at a time")
 	run := flag.String("run", "", "only the kernel and long tests that match the `regexp`")
+	cuts := flag.Int("cuts", 20000, "power `cuts` of the sim stage")
+	seed := flag.Uint64("seed", 1, "first `seed` of the sim stage, which repeats what it found")
 	flag.Usage = func() {
 		fmt.Fprintln(os.Stderr, "usage: all [flags]")
 		flag.PrintDefaults()
 		fmt.Fprintln(os.Stderr, "stages:")
-		for _, s := range stages("", 0, "") {
+		for _, s := range stages("", 0, "", simulated{}) {
 			fmt.Fprintf(os.Stderr, "  %-12s %s\n", s.name, s.what)
 		}
 	}
@@ -67,7 +69,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "all:", err)
 		os.Exit(2)
 	}
-	d := &driver{stages: stages(*fuzzTime, *longTime, *run), out: os.Stdout}
+	d := &driver{stages: stages(*fuzzTime, *longTime, *run, simulated{*cuts, *seed}), out: os.Stdout}
 	if err := d.plan(*only, *serial); err != nil {
 		fmt.Fprintln(os.Stderr, "all:", err)
 		os.Exit(2)

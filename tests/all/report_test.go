@@ -72,3 +72,10 @@ func TestExecutionsAreReadFromTheLastLine(t *testing.T) {
 		t.Errorf("%d, want 0", n)
 	}
 }
+
+func TestCrashStatesAreReadFromTheCensus(t *testing.T) {
+	out := "    cuts_test.go:5:      1424 clusters\n    cuts_test.go:5:     20123 crash states\n    cuts_test.go:5:  3 cuts\n"
+	if n := crashStates(out); n != 20123 {
+		t.Errorf("%d, want 20123", n)
+	}
+}

@@ -21,7 +21,7 @@ import (
 const kernelTimeout = 40 * time.Minute
 
 // stages lists all stages; the parameters are flags of some of them.
-func stages(fuzzTime string, longTime time.Duration, run string) []stage {
+func stages(fuzzTime string, longTime time.Duration, run string, cuts simulated) []stage {
 	return []stage{
 		{"deps", "install missing tools", func(ctx context.Context, r *report) error {
 			return vm.InstallDeps(ctx, r.log)
@@ -31,6 +31,9 @@ func stages(fuzzTime string, longTime time.Duration, run string) []stage {
 		{"lint", "gofmt, vet, staticcheck", lint},
 		{"unit", "unit tests of all packages", func(ctx context.Context, r *report) error {
 			return goTest(ctx, r, "-timeout=6m", "./...")
+		}},
+		{"sim", "power cuts of the simulation", func(ctx context.Context, r *report) error {
+			return sim(ctx, r, cuts)
 		}},
 		{"race", "unit tests with the race detector", race},
 		{"kernel-6.12", "kernel tests on Linux 6.12", func(ctx context.Context, r *report) error {

@@ -5,7 +5,13 @@
 // the disk may have any of its versions since the last one, and the file any of
 // its lengths: lost, kept or reordered, never invented. A durable write covers
 // its own range only. The power can be made to go off in any operation, and any
-// operation can be made to fail.
+// operation can be made to fail. What a failed sync has not written stays in the
+// page cache and counts as written, as Linux has it: no later sync covers it
+// before it is written again.
+//
+// A File does the same whenever it is asked the same. All chance is in the
+// *rand.Rand that Cut and Latency are given, so a test that seeds them, and
+// prints the seed, can be repeated.
 package crashfile
 
 import (
@@ -59,20 +65,23 @@ type File struct {
 	cur   map[int64]*sector   // the page cache
 	old   map[int64][]*sector // sectors with unsynced versions: the durable one and all but the newest since
 	sizes []int64             // the durable length and all but the newest since
+	lost  map[int64]bool      // of old: those that a failed sync has taken for written
 
 	ops   int  // changes and syncs so far
 	offAt int  // the power goes off in this one; 0: never
 	offIn int  // or in the durable write that is so many from here
 	dead  bool // the power is off
+	cutOp *Op  // it went off in this one
 
-	pause func(Kind)     // before an operation, without any lock
-	fault func(Op) error // may refuse an operation
-	room  int64          // sectors that may be allocated; 0: no limit
+	pause func(Kind)       // before an operation, without any lock
+	fault func(Op) error   // may refuse an operation
+	watch func(Op, []byte) // is told of changes and syncs
+	room  int64            // sectors that may be allocated; 0: no limit
 }
 
 // New returns an empty file with power.
 func New() *File {
-	return &File{cur: map[int64]*sector{}, old: map[int64][]*sector{}}
+	return &File{cur: map[int64]*sector{}, old: map[int64][]*sector{}, lost: map[int64]bool{}}
 }
 
 // Pause calls f before every operation, without any lock.
@@ -81,6 +90,10 @@ func (f *File) Pause(pause func(Kind)) { f.with(func() { f.pause = pause }) }
 // Fault lets f refuse operations; nil refuses none. It is called with the
 // file's lock held. ErrShortWrite makes half of a write happen.
 func (f *File) Fault(fault func(Op) error) { f.with(func() { f.fault = fault }) }
+
+// Watch tells f of every change and sync that begins and is not refused, with
+// what is written. The file's lock is held.
+func (f *File) Watch(watch func(Op, []byte)) { f.with(func() { f.watch = watch }) }
 
 // ErrShortWrite is what a fault returns for a write that stops in the middle
 // and answers ENOSPC.
@@ -118,6 +131,17 @@ func (f *File) Dead() (dead bool) {
 	return dead
 }
 
+// CutOp returns the operation in which the power went off; ok is false if it was
+// in none.
+func (f *File) CutOp() (op Op, ok bool) {
+	f.with(func() {
+		if ok = f.cutOp != nil; ok {
+			op = *f.cutOp
+		}
+	})
+	return op, ok
+}
+
 // Ops is the number of changes and syncs so far.
 func (f *File) Ops() (n int) {
 	f.with(func() { n = f.ops })
@@ -138,7 +162,7 @@ func (f *File) with(do func()) {
 
 // begin admits an operation. last says that the power goes off in it. f.mu is
 // held if there is no error.
-func (f *File) begin(op Op) (last bool, err error) {
+func (f *File) begin(op Op, p []byte) (last bool, err error) {
 	f.mu.Lock()
 	if pause := f.pause; pause != nil {
 		f.mu.Unlock()
@@ -153,6 +177,9 @@ func (f *File) begin(op Op) (last bool, err error) {
 		err = f.fault(op)
 	}
 	if err != nil && !errors.Is(err, ErrShortWrite) {
+		if !f.dead {
+			f.refuse(op, p)
+		}
 		f.mu.Unlock()
 		return false, err
 	}
@@ -165,7 +192,31 @@ func (f *File) begin(op Op) (last bool, err error) {
 		f.offIn--
 		f.dead = f.dead || f.offIn == 0
 	}
+	if f.dead {
+		f.cutOp = &op
+	}
+	if f.watch != nil {
+		f.watch(op, p)
+	}
 	return f.dead, err
+}
+
+// refuse leaves what a sync or a durable write leaves that fails: the page cache
+// calls clean what has not been written.
+func (f *File) refuse(op Op, p []byte) {
+	switch op.Kind {
+	case Sync:
+		for s := range f.old {
+			f.lost[s] = true
+		}
+	case WriteDurable:
+		if f.put(p, op.Off) != nil {
+			return
+		}
+		for s := op.Off / SectorSize; s*SectorSize < op.Off+op.N; s++ {
+			f.lost[s] = true
+		}
+	}
 }
 
 // end is what an operation answers that the power may have gone off in.
@@ -178,7 +229,7 @@ func end(last bool) error {
 
 // ReadAt reads the page cache.
 func (f *File) ReadAt(p []byte, off int64) (int, error) {
-	if _, err := f.begin(Op{Kind: Read, Off: off, N: int64(len(p))}); err != nil {
+	if _, err := f.begin(Op{Kind: Read, Off: off, N: int64(len(p))}, nil); err != nil {
 		return 0, err
 	}
 	defer f.mu.Unlock()
@@ -201,7 +252,7 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 
 // WriteAt writes to the page cache.
 func (f *File) WriteAt(p []byte, off int64) (int, error) {
-	last, err := f.begin(Op{Kind: Write, Off: off, N: int64(len(p))})
+	last, err := f.begin(Op{Kind: Write, Off: off, N: int64(len(p))}, p)
 	switch {
 	case errors.Is(err, ErrShortWrite):
 		defer f.mu.Unlock()
@@ -225,7 +276,7 @@ func (f *File) WriteAt(p []byte, off int64) (int, error) {
 
 // WriteDurable writes and makes exactly that durable.
 func (f *File) WriteDurable(p []byte, off int64) error {
-	last, err := f.begin(Op{Kind: WriteDurable, Off: off, N: int64(len(p))})
+	last, err := f.begin(Op{Kind: WriteDurable, Off: off, N: int64(len(p))}, p)
 	if err != nil {
 		if errors.Is(err, ErrShortWrite) {
 			f.mu.Unlock()
@@ -246,21 +297,28 @@ func (f *File) WriteDurable(p []byte, off int64) error {
 
 // Sync makes everything durable.
 func (f *File) Sync() error {
-	last, err := f.begin(Op{Kind: Sync})
+	last, err := f.begin(Op{Kind: Sync}, nil)
 	if err != nil {
 		return err
 	}
 	defer f.mu.Unlock()
 	if !last {
-		clear(f.old)
 		f.sizes = f.sizes[:0]
+		if len(f.lost) == 0 {
+			clear(f.old)
+		}
+		for s := range f.old {
+			if !f.lost[s] {
+				delete(f.old, s)
+			}
+		}
 	}
 	return end(last)
 }
 
 // Truncate sets the length in bytes.
 func (f *File) Truncate(size int64) error {
-	last, err := f.begin(Op{Kind: Truncate, Off: size})
+	last, err := f.begin(Op{Kind: Truncate, Off: size}, nil)
 	if err != nil {
 		return err
 	}
@@ -276,7 +334,7 @@ func (f *File) Truncate(size int64) error {
 
 // Punch frees whole sectors.
 func (f *File) Punch(off, n int64) error {
-	last, err := f.begin(Op{Kind: Punch, Off: off, N: n})
+	last, err := f.begin(Op{Kind: Punch, Off: off, N: n}, nil)
 	if err != nil {
 		return err
 	}
@@ -303,7 +361,7 @@ func (f *File) Punch(off, n int64) error {
 
 // Reserve allocates whole sectors.
 func (f *File) Reserve(off, n int64) error {
-	last, err := f.begin(Op{Kind: Reserve, Off: off, N: n})
+	last, err := f.begin(Op{Kind: Reserve, Off: off, N: n}, nil)
 	if err != nil {
 		return err
 	}
@@ -336,7 +394,7 @@ func (f *File) Sparse() {
 
 // Size returns the length in bytes.
 func (f *File) Size() (int64, error) {
-	if _, err := f.begin(Op{Kind: Read}); err != nil {
+	if _, err := f.begin(Op{Kind: Read}, nil); err != nil {
 		return 0, err
 	}
 	defer f.mu.Unlock()
@@ -354,11 +412,8 @@ func (f *File) resize(size int64) {
 // replace gives a sector a new version.
 func (f *File) replace(s int64, v *sector) {
 	f.old[s] = append(f.old[s], f.cur[s])
-	if v == nil {
-		delete(f.cur, s)
-	} else {
-		f.cur[s] = v
-	}
+	delete(f.lost, s)
+	f.set(s, v)
 }
 
 // put writes to the page cache, all or nothing.
@@ -390,19 +445,39 @@ func (f *File) put(p []byte, off int64) error {
 }
 
 // Kill returns the file for a successor of a process that was killed: the page
-// cache has survived, and what the dead process still does goes nowhere. The
-// fault and planned cuts are not taken over.
+// cache has survived, and what the dead process still does goes nowhere. Of what
+// a failed sync has not written, the successor finds what the disk has: whoever
+// knows of the failure drops the page cache. The fault and planned cuts are not
+// taken over.
 func (f *File) Kill() *File {
+	n := f.turnOff()
+	for s := range n.lost {
+		n.set(s, n.old[s][0])
+		delete(n.old, s)
+	}
+	clear(n.lost)
+	return n
+}
+
+func (f *File) turnOff() *File {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.dead = true
-	return &File{size: f.size, cur: f.cur, old: f.old, sizes: f.sizes, pause: f.pause, room: f.room}
+	return &File{size: f.size, cur: f.cur, old: f.old, sizes: f.sizes, lost: f.lost, pause: f.pause, watch: f.watch, room: f.room}
+}
+
+func (f *File) set(s int64, v *sector) {
+	if v == nil {
+		delete(f.cur, s)
+	} else {
+		f.cur[s] = v
+	}
 }
 
 // Cut is Kill after a power cut: every sector has any of its versions since the
 // last sync, and the file any of its lengths.
 func (f *File) Cut(rng *rand.Rand) *File {
-	n := f.Kill()
+	n := f.turnOff()
 	// How likely is it that what was written has reached the disk? All or
 	// nothing are the cases that an ordering mistake shows in most clearly.
 	odds := [...]float64{0, 0.05, 0.5, 0.5, 0.95, 1}[rng.IntN(6)]
@@ -431,13 +506,10 @@ func (f *File) Cut(rng *rand.Rand) *File {
 		} else if odds == 1 {
 			i = len(versions) - 1
 		}
-		if v := versions[i]; v == nil {
-			delete(n.cur, s)
-		} else {
-			n.cur[s] = v
-		}
+		n.set(s, versions[i])
 	}
 	clear(n.old)
+	clear(n.lost)
 	sizes := append(n.sizes, n.size)
 	n.size, n.sizes = sizes[rng.IntN(len(sizes))], nil
 	for s := range n.cur {

@@ -135,3 +135,61 @@ func TestAFullOrFailingFileSaysSo(t *testing.T) {
 		t.Errorf("sectors 1 and 2 are %d and %d after half a write, want 3 and 2", a, b)
 	}
 }
+
+// The kernel calls clean what it could not write: a later sync says nothing
+// about it, only a later write does.
+func TestWhatAFailedSyncHasNotWrittenIsNotDurableLater(t *testing.T) {
+	seen := map[byte]bool{}
+	for seed := range uint64(100) {
+		f := New()
+		write(t, f, 1, 0, 3)
+		must(t, f.Sync())
+		write(t, f, 2, 0, 2)
+		f.Fault(func(op Op) error {
+			if op.Kind == Sync || op.Kind == WriteDurable {
+				return syscall.EIO
+			}
+			return nil
+		})
+		if err := f.Sync(); !errors.Is(err, syscall.EIO) {
+			t.Fatalf("sync: %v", err)
+		}
+		if err := f.WriteDurable(block(2, 1), 2*SectorSize); !errors.Is(err, syscall.EIO) {
+			t.Fatalf("durable write: %v", err)
+		}
+		f.Fault(nil)
+		write(t, f, 3, 1, 1)
+		must(t, f.Sync())
+		if v := read(t, f, 0); v != 2 {
+			t.Fatalf("the page cache has %d, want 2", v)
+		}
+		n := f.Cut(rand.New(rand.NewPCG(seed, 0)))
+		if v := read(t, n, 1); v != 3 {
+			t.Fatalf("what was written again is %d, want 3", v)
+		}
+		seen[read(t, n, 0)] = true
+		seen[10+read(t, n, 2)] = true
+	}
+	for _, v := range []byte{1, 2, 11, 12} {
+		if !seen[v] {
+			t.Errorf("never seen: %d", v)
+		}
+	}
+}
+
+func TestACutIsFoundInItsOperation(t *testing.T) {
+	f := New()
+	var told []Kind
+	f.Watch(func(op Op, _ []byte) { told = append(told, op.Kind) })
+	write(t, f, 1, 0, 1)
+	f.CutIn(1)
+	if err := f.WriteDurable(block(2, 1), SectorSize); !errors.Is(err, ErrCut) {
+		t.Fatalf("durable write: %v", err)
+	}
+	if op, ok := f.CutOp(); !ok || op.Kind != WriteDurable || op.Off != SectorSize {
+		t.Errorf("the power went off in %+v, %v", op, ok)
+	}
+	if len(told) != 2 || told[1] != WriteDurable {
+		t.Errorf("told of %v", told)
+	}
+}

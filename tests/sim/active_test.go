@@ -22,6 +22,8 @@ func TestZonesLeaveTheActiveSetBeforeOthersEnter(t *testing.T) {
 	s := spec{CreateOptions: qcow2.CreateOptions{ClusterSize: 512, RefcountBits: 16, Size: 192 * 4 << 10, ZoneSize: 4 << 10, ZoneCapacity: 2048, MaxActive: 3}}
 	h := newHost(t, rng.IntN, s)
 	h.loose = true
+	h.seen = new(census)
+	defer h.seen.report(t, false)
 	if err := h.open(); err != nil {
 		t.Fatal(err)
 	}
@@ -36,6 +38,7 @@ func TestZonesLeaveTheActiveSetBeforeOthersEnter(t *testing.T) {
 		k := 1 + rng.IntN(3)
 		h.disk.CutInDurableWrite(k)
 		h.begin(zns.OpFlush, 0, 0, 0, false)
+		h.countCut("")
 		h.disk = h.crash(func(d *crashfile.File) *crashfile.File { return d.Cut(rng) })
 		h.recover(false, rng)
 	}

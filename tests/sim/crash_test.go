@@ -54,18 +54,28 @@ func (h *host) crash(end func(*crashfile.File) *crashfile.File) *crashfile.File 
 func (h *host) recover(killed bool, rng *rand.Rand) {
 	h.t.Helper()
 	for again := true; again; {
-		h.surveyWreck(killed)
+		h.surveyWreck()
+		phase := "open"
 		if rng != nil && rng.IntN(3) == 0 {
 			h.disk.CutIn(1 + rng.IntN(25))
 		}
-		err := h.open()
+		var err error
+		if rng != nil && rng.IntN(4) == 0 {
+			phase = "in a repair"
+			err = h.repair(qcow2.RepairLeaks + qcow2.RepairMode(rng.IntN(2)))
+		}
+		if err == nil {
+			phase = "open"
+			err = h.open()
+		}
 		again = rng != nil && errors.Is(err, crashfile.ErrCut)
 		switch {
 		case again:
-			h.note("--- power cut while opening")
+			h.note("--- power cut: %s", phase)
+			h.countCut(phase)
 			h.disk = h.disk.Cut(rng)
 		case err != nil:
-			h.fatalf("open: %v", err)
+			h.fatalf("%s: %v", phase, err)
 		}
 	}
 	h.disk.CutIn(0)
@@ -107,8 +117,23 @@ func (h *host) recover(killed bool, rng *rand.Rand) {
 	h.note("opened, %d zones active", active)
 }
 
+// repair has check mend the image, after which there must be nothing to say.
+func (h *host) repair(mode qcow2.RepairMode) error {
+	h.t.Helper()
+	_, after, err := qcow2.Repair(h.disk, mode, nil)
+	if err != nil {
+		return err
+	}
+	if after.ExitCode() != 0 || after.Dirty {
+		h.fatalf("check after a repair: %+v (I5)", after)
+	}
+	h.note("repaired, mode %d", mode)
+	h.seen.add([...]string{"repairs of leaks", "repairs of all"}[mode-qcow2.RepairLeaks])
+	return nil
+}
+
 // surveyWreck checks an image that was not closed.
-func (h *host) surveyWreck(killed bool) {
+func (h *host) surveyWreck() {
 	h.t.Helper()
 	rep, err := qcow2.Check(h.disk, nil)
 	if err != nil {
@@ -116,5 +141,8 @@ func (h *host) surveyWreck(killed bool) {
 	}
 	if rep.Corruptions != 0 {
 		h.fatalf("check before recovery: %+v (I5)", rep)
+	}
+	if rep.Leaks != 0 {
+		h.seen.add("leaks found before recovery")
 	}
 }
