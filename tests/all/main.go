@@ -42,7 +42,7 @@ var (
 	first = []string{"deps", "build"}
 	lanes = [][]string{
 		{"kernels", "kernel-7", "machine", "powercut"},
-		{"lint", "unit", "sim", "race", "kernel-6.12"},
+		{"lint", "unit", "sim", "mutants", "race", "kernel-6.12"},
 	}
 )
 

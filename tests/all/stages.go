@@ -35,6 +35,9 @@ func stages(fuzzTime string, longTime time.Duration, run string, cuts simulated)
 		{"sim", "power cuts of the simulation", func(ctx context.Context, r *report) error {
 			return sim(ctx, r, cuts)
 		}},
+		{"mutants", "what breaks the protocol on purpose is found by the simulation", func(ctx context.Context, r *report) error {
+			return goTest(ctx, r, "-tags=mutants", "-timeout=60m", "./tests/mutants")
+		}},
 		{"race", "unit tests with the race detector", race},
 		{"kernel-6.12", "kernel tests on Linux 6.12", func(ctx context.Context, r *report) error {
 			return kernelTests(ctx, r, vm.Series612, run)
