@@ -30,7 +30,7 @@ func stages(fuzzTime string, longTime time.Duration, run string, cuts simulated)
 		{"kernels", "bring the cache of kernels and tools up to date", kernels},
 		{"lint", "gofmt, vet, staticcheck", lint},
 		{"unit", "unit tests of all packages", func(ctx context.Context, r *report) error {
-			return goTest(ctx, r, "-timeout=6m", "./...")
+			return goTest(ctx, r, "-timeout=20m", "./...")
 		}},
 		{"sim", "power cuts of the simulation", func(ctx context.Context, r *report) error {
 			return sim(ctx, r, cuts)
