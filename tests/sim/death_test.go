@@ -134,7 +134,7 @@ func dieAndGoOn(t *testing.T, seed uint64) {
 			if err := l.im.Close(); err != nil {
 				w.fatalf("close: %v", err)
 			}
-			if rep, err := qcow2.Check(w.disk, nil); err != nil || len(rep.Messages) != 0 {
+			if rep, err := qcow2.Check(w.disk, nil); err != nil || rep.Dirty || rep.Corruptions+rep.Leaks != 0 {
 				w.fatalf("check: %+v, %v", rep, err)
 			}
 		}
