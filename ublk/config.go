@@ -50,6 +50,10 @@ type Config struct {
 	DataAlign int
 	// ReadOnly makes the kernel refuse writes.
 	ReadOnly bool
+	// Recovery lets the device outlive its server: when the process dies, or
+	// calls Leave, the node stays and requests wait for Recover. Otherwise the
+	// kernel removes the node and fails them.
+	Recovery bool
 	Logger   *zap.Logger
 	// Known says of a request's error that it has been logged for all of them.
 	Known func(error) bool
@@ -60,7 +64,12 @@ type Config struct {
 	// Ended is called once for a device that Start has started, when all its
 	// requests are answered and Target and DataFD are not used any more, but
 	// before its number can be given to another device. Wait returns its error.
+	// A device that waits for another server has not ended.
 	Ended func() error
+	// Slot is called before the device can be used, for each tag of each
+	// queue, with the Request that carries all requests of this tag. It is
+	// what a Target needs to recognise what is issued again: see Recover.
+	Slot func(queue, tag int, r *zns.Request)
 }
 
 // withDefaults fills what was left out.

@@ -23,6 +23,13 @@ import (
 var (
 	ErrNoDevice = errors.New("there is no such device")
 	ErrBusy     = errors.New("the device is open elsewhere")
+	// ErrForeign is a device with another mark: not ours, or not any more.
+	ErrForeign = errors.New("the device has another mark, so it is not ours: leave it alone")
+	// ErrAlive is a device that a living process serves.
+	ErrAlive = errors.New("its server is alive: stop that first")
+	// ErrLost is a device that cannot be recovered: it was added without
+	// recovery, or stopped, or never started.
+	ErrLost = errors.New("the device does not wait for a server: delete it")
 )
 
 // deleteWait bounds how long a deletion waits for the last user of a device.
@@ -213,9 +220,9 @@ type Info struct {
 	Depth    int
 	MaxIO    int // bytes
 	Features Features
-
-	// mark tells devices apart that have had the same number: Start draws it.
-	mark uint64
+	// Mark tells devices apart that have had the same number: Start draws it.
+	// Other programs mostly leave it 0.
+	Mark uint64
 }
 
 // Path is the block device's node.
@@ -240,7 +247,7 @@ func (c *Control) Info(ctx context.Context, id int) (Info, error) {
 	return Info{
 		ID: int(d.DevID), State: State(d.State), PID: int(d.SrvPID),
 		Queues: int(d.NrHWQueues), Depth: int(d.QueueDepth), MaxIO: int(d.MaxIOBufBytes),
-		Features: Features(d.Flags), mark: d.SrvFlags,
+		Features: Features(d.Flags), Mark: d.SrvFlags,
 	}, nil
 }
 
@@ -333,7 +340,7 @@ func (c *Control) remove(ctx context.Context, id int, mark uint64) (gone bool, e
 // reused says that the number id is another device's than the marked one.
 func (c *Control) reused(ctx context.Context, id int, mark uint64) (bool, error) {
 	info, err := c.Info(ctx, id)
-	return err == nil && info.mark != mark, err
+	return err == nil && info.Mark != mark, err
 }
 
 // simple runs a command that is only about a device.
@@ -354,6 +361,17 @@ func (c *Control) setParams(ctx context.Context, id int, p *params) error {
 // kernel has seen the zones.
 func (c *Control) start(ctx context.Context, id, pid int) error {
 	return c.do(ctx, cmdStartDev, ctrlCmd{DevID: uint32(id), QueueID: noQueue, Data: uint64(pid)}, nil)
+}
+
+// startRecovery prepares a quiesced device for another server.
+func (c *Control) startRecovery(ctx context.Context, id int) error {
+	return c.simple(ctx, cmdStartUserRecovery, id)
+}
+
+// endRecovery shows the device to its new server, whose process pid is, when
+// every tag has been fetched.
+func (c *Control) endRecovery(ctx context.Context, id, pid int) error {
+	return c.do(ctx, cmdEndUserRecovery, ctrlCmd{DevID: uint32(id), QueueID: noQueue, Data: uint64(pid)}, nil)
 }
 
 // QueueAffinity returns the CPUs whose requests go to a queue of the device.

@@ -1,9 +1,11 @@
 package ublk
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"sync"
@@ -34,6 +36,7 @@ type Device struct {
 	features Features // negotiated
 
 	charFD  int
+	fetched bool   // the kernel knows threads of this process
 	zeros   []byte // MaxIO bytes that nobody writes
 	queues  []*queue
 	serving sync.WaitGroup // the queues' goroutines
@@ -42,6 +45,7 @@ type Device struct {
 
 	stopping sync.Once
 	asked    bool  // by Stop; written in stopping
+	left     bool  // by Leave; written in stopping
 	stopErr  error // of STOP_DEV; written in stopping
 
 	failing sync.Mutex // guards failure
@@ -69,15 +73,21 @@ func Start(ctx context.Context, cfg Config, target Target) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Device{
-		cfg: cfg, geometry: geometry, target: target, log: cfg.Logger,
-		ctl: ctl, id: cfg.ID, mark: rand.Uint64(), charFD: -1, done: make(chan struct{}),
-	}
+	mark := 1 + rand.Uint64N(math.MaxUint64) // not what a device without a mark has
+	d := newDevice(cfg, target, ctl, cfg.ID, mark)
 	if err := d.start(ctx, &p); err != nil {
 		ctl.Close()
 		return nil, err
 	}
 	return d, nil
+}
+
+// newDevice makes a device without anything of the kernel's.
+func newDevice(cfg Config, target Target, ctl *Control, id int, mark uint64) *Device {
+	return &Device{
+		cfg: cfg, geometry: target.Geometry(), target: target, log: cfg.Logger,
+		ctl: ctl, id: id, mark: mark, charFD: -1, done: make(chan struct{}),
+	}
 }
 
 // start goes the way to the node. Each step that fails leaves the steps before
@@ -89,6 +99,11 @@ func (d *Device) start(ctx context.Context, p *params) (err error) {
 	}
 	if err := features.Check(); err != nil {
 		return err
+	}
+	if d.cfg.Recovery {
+		if err := features.CheckRecovery(); err != nil {
+			return err
+		}
 	}
 	if err := d.add(ctx); err != nil {
 		return err
@@ -109,9 +124,6 @@ func (d *Device) start(ctx context.Context, p *params) (err error) {
 	if d.charFD, err = openChar(ctx, d.id); err != nil {
 		return err
 	}
-	if d.zeros, err = unix.Mmap(-1, 0, d.cfg.MaxIO, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
-		return fmt.Errorf("ublk: map memory for zeros: %w", err)
-	}
 	if err := d.startQueues(); err != nil {
 		return err
 	}
@@ -119,7 +131,7 @@ func (d *Device) start(ctx context.Context, p *params) (err error) {
 		return failed("start device", d.id, err)
 	}
 	d.setScheduler()
-	d.logStart(ctx)
+	d.logStart(ctx, "device started")
 	go d.supervise()
 	return nil
 }
@@ -131,6 +143,9 @@ func (d *Device) add(ctx context.Context) error {
 		MaxIOBufBytes: uint32(d.cfg.MaxIO), DevID: uint32(d.cfg.ID),
 		Flags:    uint64(fUserCopy | fZoned | fCmdIoctlEncode),
 		SrvFlags: d.mark,
+	}
+	if d.cfg.Recovery {
+		info.Flags |= uint64(recovery)
 	}
 	if err := d.ctl.add(ctx, &info); err != nil {
 		return explainAdd(d.cfg, err)
@@ -176,30 +191,57 @@ func openChar(ctx context.Context, id int) (int, error) {
 
 // startQueues starts a goroutine per queue and waits until all of them serve:
 // START_DEV would wait for a missing one for ever.
-func (d *Device) startQueues() error {
+func (d *Device) startQueues() (err error) {
+	if d.zeros, err = unix.Mmap(-1, 0, d.cfg.MaxIO, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
+		return fmt.Errorf("ublk: map memory for zeros: %w", err)
+	}
 	d.workers = newWorkers(d.target, d.cfg.Queues*d.cfg.Depth)
 	ready := make(chan error, d.cfg.Queues)
 	for i := range d.cfg.Queues {
 		d.queues = append(d.queues, newQueue(d, uint16(i)))
 	}
 	for _, q := range d.queues {
-		d.serving.Go(func() {
+		d.serving.Add(1)
+		go func() {
 			if err := q.run(ready); err != nil {
 				d.fail(err)
 			}
-		})
+			if q.live > 0 && d.mustDie() {
+				d.serving.Done()
+				select {} // with the ring, until the process ends
+			}
+			q.close()
+			d.serving.Done()
+		}()
 	}
-	var err error
-	for range d.queues {
-		if e := <-ready; err == nil {
-			err = e
+	for range beginQueue {
+		for range d.queues {
+			if e := <-ready; err == nil {
+				err = e
+			}
+		}
+		d.fetched = d.fetched || err == nil
+		for _, q := range d.queues {
+			q.proceed <- err == nil
+		}
+		if err != nil {
+			return err
 		}
 	}
-	return err
+	return nil
+}
+
+// mustDie says that the device can only go to its next server by the death of
+// this process: the kernel has bound it to the threads of the queues. When they
+// end ahead of the process, Linux 6.12.95 at times answered START_USER_RECOVERY
+// with EBUSY for good.
+func (d *Device) mustDie() bool {
+	return d.cfg.Recovery && d.fetched && !d.features.Has(fPerIODaemon)
 }
 
 // fail ends the device after a queue broke: its requests cannot be answered
-// any more, so the other queues give up theirs and the kernel fails them all.
+// any more, so the other queues give up theirs, and the kernel fails them all
+// or keeps them for the next server.
 func (d *Device) fail(err error) {
 	d.failing.Lock()
 	first := d.failure == nil
@@ -221,7 +263,7 @@ func (d *Device) abort() {
 }
 
 // supervise waits for the queues to end, for whatever reason, and then removes
-// the device.
+// the device, or leaves it to the next server.
 func (d *Device) supervise() {
 	d.serving.Wait()
 	// Waits for a STOP_DEV that is still running; afterwards none begins.
@@ -232,14 +274,21 @@ func (d *Device) supervise() {
 		err = d.failure
 	case d.stopErr != nil:
 		err = d.stopErr
-	case !d.asked:
+	case !d.asked && !d.left:
 		err = ErrGone
 	}
-	err = errors.Join(err, d.release(d.cfg.Ended))
-	d.ctl.Close()
-	if err != nil {
-		d.log.Warn("device ended", zap.Int("device", d.id), zap.Error(err))
+	if d.left || d.failure != nil && d.cfg.Recovery {
+		d.letGo()
 	} else {
+		err = errors.Join(err, d.release(d.cfg.Ended))
+	}
+	d.ctl.Close()
+	switch {
+	case err != nil:
+		d.log.Warn("device ended", zap.Int("device", d.id), zap.Error(err))
+	case d.left:
+		d.log.Info("device left to its next server", zap.Int("device", d.id))
+	default:
 		d.log.Info("device stopped", zap.Int("device", d.id))
 	}
 	d.err = err
@@ -256,14 +305,7 @@ func (d *Device) release(ended func() error) error {
 	if ended != nil { // while the open char device still holds the number
 		endErr = ended()
 	}
-	if d.charFD >= 0 {
-		unix.Close(d.charFD)
-		d.charFD = -1
-	}
-	if d.zeros != nil {
-		unix.Munmap(d.zeros)
-		d.zeros = nil
-	}
+	d.closeChar()
 	gone, err := d.ctl.remove(context.Background(), d.id, d.mark)
 	if errors.Is(err, ErrNoDevice) {
 		return endErr // whoever stopped it has deleted it too
@@ -272,6 +314,18 @@ func (d *Device) release(ended func() error) error {
 		d.log.Warn("device is still open elsewhere and goes with its last user", zap.Int("device", d.id))
 	}
 	return errors.Join(endErr, err)
+}
+
+// closeChar lets go of the kernel's side of the device, and of memory.
+func (d *Device) closeChar() {
+	if d.charFD >= 0 {
+		unix.Close(d.charFD)
+		d.charFD = -1
+	}
+	if d.zeros != nil {
+		unix.Munmap(d.zeros)
+		d.zeros = nil
+	}
 }
 
 // discard undoes a start that failed after the device was added.
@@ -287,22 +341,36 @@ func (d *Device) discard() {
 }
 
 // setScheduler takes the elevator away: zone write plugs order the writes
-// above it, so it only costs. A device without that still works.
+// above it, so it only costs, and tags change when requests are issued again.
+// A device without that still works. To set what is set is not free: the kernel
+// waits for all requests, without an end if the server dies meanwhile.
 func (d *Device) setScheduler() {
-	path := fmt.Sprintf("/sys/block/ublkb%d/queue/scheduler", d.id)
-	if err := os.WriteFile(path, []byte("none"), 0); err != nil {
+	if d.unscheduled() {
+		return
+	}
+	if err := os.WriteFile(d.schedulerPath(), []byte("none"), 0); err != nil {
 		d.log.Debug("set the I/O scheduler to none", zap.Error(err))
 	}
 }
 
+func (d *Device) schedulerPath() string {
+	return fmt.Sprintf("/sys/block/ublkb%d/queue/scheduler", d.id)
+}
+
+// unscheduled says that the device has no elevator.
+func (d *Device) unscheduled() bool {
+	b, err := os.ReadFile(d.schedulerPath())
+	return err == nil && bytes.Contains(b, []byte("[none]"))
+}
+
 // logStart says what the device has become.
-func (d *Device) logStart(ctx context.Context) {
+func (d *Device) logStart(ctx context.Context, what string) {
 	p, err := d.ctl.params(ctx, d.id)
 	if err != nil {
 		d.log.Debug("ask for the device's parameters", zap.Error(err))
 		return
 	}
-	d.log.Info("device started", zap.String("node", d.Path()),
+	d.log.Info(what, zap.String("node", d.Path()),
 		zap.Uint32("zones", d.geometry.NrZones), zap.Uint64("bytes", d.geometry.Size),
 		zap.Int("queues", d.cfg.Queues), zap.Int("depth", d.cfg.Depth),
 		zap.Uint64("append_bytes", sector(p.Zoned.MaxZoneAppendSectors).bytes()),
@@ -318,12 +386,14 @@ func (d *Device) Path() string { return NodePath(d.id) }
 // Features are what was negotiated with the driver for this device.
 func (d *Device) Features() Features { return d.features }
 
-// Done is closed when the device is gone and nothing of it is left, whoever
-// ended it.
+// Done is closed when this process does not serve the device any more. Unless
+// it was left to another server, the device is gone then and nothing of it is
+// left, whoever ended it.
 func (d *Device) Done() <-chan struct{} { return d.done }
 
-// Wait waits for Done. It returns nil after Stop, ErrGone when somebody else
-// stopped the device, or what broke it.
+// Wait waits for Done. It returns nil after Stop and Leave, ErrGone when
+// somebody else stopped the device, or what broke it. What breaks a device with
+// recovery does not remove it: it waits for Recover, of another process.
 func (d *Device) Wait() error {
 	<-d.done
 	return d.err
@@ -332,7 +402,8 @@ func (d *Device) Wait() error {
 // Stop ends the device in order and waits for the end: the kernel writes back
 // what is dirty in the node's page cache, all requests are answered, the
 // device is deleted. It is idempotent. With the node open elsewhere the device
-// is stopped all the same and its users get errors.
+// is stopped all the same and its users get errors. A device that was left
+// before stays.
 func (d *Device) Stop() error {
 	d.stopping.Do(func() {
 		d.asked = true

@@ -16,6 +16,7 @@
 // and around it:
 //
 //	config.go   what a caller chooses
+//	recover.go  the device outlives its server: Recover, Leave
 //	params.go   everything that the kernel would refuse, refused first
 //	control.go  /dev/ublk-control: add, start, stop, delete, list
 //	open.go     why there is no ublk here, in one sentence
@@ -25,7 +26,48 @@
 //	blkreport.go  the user's side: the zones of any zoned block device
 //	abi*.go     the kernel's constants and structures
 //
-// Only user copy is used. Zero copy, user recovery and more than one data
-// file have a place each (the data step, the end of Start, the registered
-// files) and are not built.
+// Only user copy is used. Zero copy and more than one data file have a place
+// each (the data step, the registered files) and are not built.
+//
+// # Recovery: what is issued again
+//
+// With Config.Recovery a request that the dead server had received and not
+// answered comes again to the next one. To the Target it is a request like any
+// other. What can be relied on, read in the driver and seen in the tests under
+// Linux 6.12.95 and 7.2.13:
+//
+//   - Every request without an answer comes again, once per recovery. One whose
+//     answer the kernel has taken never does: a commit is taken when the
+//     io_uring_enter that submits it returns. A server killed inside, or between
+//     executing a request and that call, leaves requests that were executed and
+//     come again.
+//   - While the device has no I/O scheduler, it comes on the queue and tag that
+//     it had, as the first request of that tag: it holds the tag all the time.
+//     So a record per tag (Config.Slot says which request belongs to which)
+//     suffices to recognise it, and is obsolete with the first request of the
+//     tag. Start takes the scheduler away; where somebody has set one, tags
+//     change (not tested).
+//   - Operation and start are the same. The length can have grown: the kernel
+//     may merge what follows into a request that waits to be issued again (read
+//     in the block layer; not seen in the tests).
+//   - There is no order. Fresh requests come before those that come again, and
+//     with Linux 7 even before Recover asks for the end of the recovery: a queue
+//     works as soon as its tags are fetched.
+//   - Of a sequential zone one write is in flight, the kernel holds the others
+//     back: no fresh write overtakes one that comes again. Appends, resets and
+//     reads are not held back.
+//   - When all have come is not known as a whole, only tag by tag: the kernel
+//     does not say, and a tag that carried nothing may stay idle for ever. (A
+//     frozen queue would prove it. But a server that waits for that cannot die:
+//     the wait is uninterruptible, and holds the device.)
+//   - The kernel asks for no zone report. Its idea of the write pointers is what
+//     was answered, so the Target's must be that, too.
+//
+// Three deaths are beyond recovery, all of them windows of about a millisecond
+// and read in the driver, not provoked: a server that dies while START_DEV waits
+// for its zone report (the kernel waits for the report with the device locked),
+// or while it sets the scheduler with requests in flight; and, in 6.12 with
+// several queues, one that dies in Recover when some queues have fetched their
+// tags and others have not (the next START_USER_RECOVERY meets a queue without
+// a thread).
 package ublk

@@ -58,6 +58,12 @@ func TestMissingFeaturesAreNamed(t *testing.T) {
 	if err := all.Check(); err != nil {
 		t.Error(err)
 	}
+	if err := recovery.CheckRecovery(); err != nil {
+		t.Errorf("recovery: %v", err)
+	}
+	if err := fUserRecovery.CheckRecovery(); err == nil || !strings.Contains(err.Error(), "lacks USER_RECOVERY_REISSUE (Linux 6.1)") {
+		t.Errorf("recovery without reissue: %v", err)
+	}
 	err := (all &^ fZoned).Check()
 	if err == nil || !strings.Contains(err.Error(), "ZONED (Linux 6.6)") || strings.Contains(err.Error(), "USER_COPY") {
 		t.Errorf("without ZONED: %v", err)

@@ -60,14 +60,32 @@ func (f Features) String() string {
 
 // Check names the required features that are missing, in one sentence.
 func (f Features) Check() error {
-	var lack []string
+	if lack := f.lack(func(t Feature) bool { return t.Required }); lack != "" {
+		return fmt.Errorf("ublk: this kernel's driver lacks %s: use a kernel that has it, built with CONFIG_BLK_DEV_ZONED", lack)
+	}
+	return nil
+}
+
+// recovery is what Config.Recovery asks for: the device waits for another
+// server, and what the dead one had in flight goes to that.
+const recovery = fUserRecovery | fUserRecoveryReissue
+
+// CheckRecovery names the features that Config.Recovery needs and that are
+// missing, in one sentence.
+func (f Features) CheckRecovery() error {
+	if lack := f.lack(func(t Feature) bool { return recovery.Has(t.Bit) }); lack != "" {
+		return fmt.Errorf("ublk: this kernel's driver lacks %s, so a device cannot outlive its server: use a newer kernel, or a device without recovery", lack)
+	}
+	return nil
+}
+
+// lack names the wanted features that are missing, with their kernel versions.
+func (f Features) lack(want func(Feature) bool) string {
+	var names []string
 	for _, t := range FeatureTable {
-		if t.Required && !f.Has(t.Bit) {
-			lack = append(lack, fmt.Sprintf("%s (Linux %s)", t.Name, t.Since))
+		if want(t) && !f.Has(t.Bit) {
+			names = append(names, fmt.Sprintf("%s (Linux %s)", t.Name, t.Since))
 		}
 	}
-	if lack == nil {
-		return nil
-	}
-	return fmt.Errorf("ublk: this kernel's driver lacks %s: use a kernel that has it, built with CONFIG_BLK_DEV_ZONED", strings.Join(lack, ", "))
+	return strings.Join(names, ", ")
 }

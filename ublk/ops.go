@@ -37,6 +37,7 @@ func (q *queue) serve(r *request) {
 	}
 	d := q.descs[r.tag] // once: the kernel's memory
 	r.busy = true
+	q.busy++
 	r.op = &operations[d.OpFlags&opMask]
 	if r.op.serve == nil {
 		r.op = &unknown

@@ -40,7 +40,9 @@ type queue struct {
 	mapped []byte   // of charFD
 	descs  []ioDesc // in mapped, written by the kernel
 	tags   []request
-	live   int // tags that the kernel may still use
+	live   int        // tags that the kernel may still use
+	busy   int        // tags whose requests are being served
+	early  []*request // requests that came before the queue could serve them
 	// commit hands the answer of a tag to the kernel and fetches the tag's
 	// next request.
 	commit func(tag uint16, result int32, addr uint64) error
@@ -48,7 +50,11 @@ type queue struct {
 	bufs  buffers
 	visit func(uring.CQE) // q.completed, bound once
 	err   error           // the ring broke: the loop must end
-	quit  atomic.Bool     // set by another goroutine before a wake-up
+	// Set by other goroutines, before a wake-up.
+	quit    atomic.Bool // end at once
+	leaving atomic.Bool // begin nothing, finish what has begun, end
+
+	proceed chan bool // whether to take the next step of beginQueue
 
 	mailbox atomic.Pointer[request] // requests that come back, newest first
 }
@@ -73,8 +79,9 @@ type request struct {
 func newQueue(d *Device, id uint16) *queue {
 	q := &queue{
 		id: id, dev: d, target: d.target, charFD: d.charFD,
-		debug: d.log.Core().Enabled(zap.DebugLevel),
-		tags:  make([]request, d.cfg.Depth),
+		debug:   d.log.Core().Enabled(zap.DebugLevel),
+		tags:    make([]request, d.cfg.Depth),
+		proceed: make(chan bool, 1),
 	}
 	q.commit = q.submitCommit
 	q.visit = q.completed
@@ -85,6 +92,9 @@ func newQueue(d *Device, id uint16) *queue {
 		r.Wake = func(z *zns.Request) {
 			r.step = z.Next
 			q.post(r)
+		}
+		if d.cfg.Slot != nil {
+			d.cfg.Slot(int(id), i, &r.Request)
 		}
 	}
 	return q
@@ -132,46 +142,65 @@ func (q *queue) close() {
 		unix.Munmap(q.mapped)
 		q.mapped, q.descs = nil, nil
 	}
-	if q.live == 0 {
+	if q.busy == 0 {
 		q.bufs.close()
 	}
 	// Otherwise I/O may be in flight that the kernel has not cancelled yet:
 	// its memory must not become somebody else's.
 }
 
-// run serves the queue until the kernel has taken all tags back, or until
-// something breaks. ready is told once whether the queue serves.
+// beginQueue are the steps to a queue that serves. All queues of a device take
+// each of them together: what can fail in this process fails before the kernel
+// knows of any queue. The descriptors are mapped last, because Linux 6.12 lets
+// nobody else map them after a server that died between the two
+// (ublk_device.mm is reset only for a device whose queues were fetched).
+var beginQueue = []func(*queue) error{(*queue).open, (*queue).fetch, (*queue).openDescs}
+
+// run serves the queue until the kernel has taken all tags back, until it is
+// left, or until something breaks; close has to follow, on the same thread. ready
+// is told how each of the first steps ended.
 //
 // ublk binds a tag to the thread that fetched it, and takes the end of that
 // thread for the death of the server: the goroutine keeps its thread for life
 // and lives as long as there are tags.
 func (q *queue) run(ready chan<- error) error {
 	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-	defer q.close()
-	if err := q.begin(); err != nil {
+	for _, step := range beginQueue {
+		err := step(q)
 		ready <- err
-		return nil
+		if err != nil || !<-q.proceed {
+			return nil
+		}
 	}
-	ready <- nil
+	if err := q.loop(); err != nil {
+		return fmt.Errorf("ublk: queue %d: %w", q.id, err)
+	}
+	return nil
+}
+
+func (q *queue) loop() error {
+	for _, r := range q.early {
+		q.serve(r)
+	}
+	q.early = nil
 	for q.live > 0 {
 		if err := q.turn(); err != nil {
-			return fmt.Errorf("ublk: queue %d: %w", q.id, err)
+			return err
 		}
 		if q.quit.Load() {
 			return nil
+		}
+		if q.leaving.Load() && q.busy == 0 {
+			return q.ring.Submit() // the last answers
 		}
 	}
 	return nil
 }
 
-// begin fetches every tag. The kernel refuses a fetch at once or not at all.
-func (q *queue) begin() error {
-	if err := q.open(); err != nil {
-		return err
-	}
-	if err := q.openDescs(); err != nil {
-		return err
-	}
+// fetch fetches every tag with one system call, so that no death of the server
+// leaves a part of them fetched. The kernel refuses a fetch at once or not at
+// all.
+func (q *queue) fetch() error {
 	for tag := range q.tags {
 		if err := q.command(ioFetchReq, ioCmd{QID: q.id, Tag: uint16(tag), Result: -1}); err != nil {
 			return err
@@ -221,7 +250,13 @@ func (q *queue) completed(c uring.CQE) {
 func (q *queue) fetched(r *request, res int32) {
 	switch res {
 	case ioResOK:
-		q.serve(r)
+		switch {
+		case q.leaving.Load(): // it is issued again to the next server
+		case q.descs == nil:
+			q.early = append(q.early, r)
+		default:
+			q.serve(r)
+		}
 	case ioResAbort:
 		q.live--
 	default:
@@ -287,6 +322,12 @@ func (q *queue) abort() {
 	if q.ring != nil {
 		q.ring.Wake()
 	}
+}
+
+// leave ends the loop from another goroutine, after the requests in flight.
+func (q *queue) leave() {
+	q.leaving.Store(true)
+	q.ring.Wake()
 }
 
 var errTooLarge = errors.New("the request is larger than the device's largest")

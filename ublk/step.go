@@ -56,6 +56,7 @@ func (q *queue) finish(r *request, result int32, addr uint64) {
 		panic("ublk: a tag was answered twice")
 	}
 	r.busy = false
+	q.busy--
 	if q.debug {
 		q.dev.log.Debug("request", zap.Uint16("queue", q.id), zap.Uint16("tag", r.tag),
 			zap.String("op", r.op.name), zap.Uint64("sector", uint64(sectorsOf(r.Start))),

@@ -47,23 +47,33 @@ func newToy(t testing.TB, zones, conventional uint32, size, capacity uint64) *to
 	if err := f.Truncate(int64(uint64(zones) * size)); err != nil {
 		t.Fatal(err)
 	}
-	x := &toy{file: f, chunk: 64 << 10, geometry: zns.Geometry{
+	g := toyGeometry(zones, conventional, size, capacity)
+	return &toy{file: f, chunk: 64 << 10, geometry: g, zones: newToyZones(g)}
+}
+
+func toyGeometry(zones, conventional uint32, size, capacity uint64) zns.Geometry {
+	return zns.Geometry{
 		Size: uint64(zones) * size, ZoneSize: size, ZoneCapacity: capacity,
 		NrZones: zones, Conventional: conventional,
 		MaxAppend: 1 << 20, BlockSize: 512,
-	}}
-	for i := range zones {
+	}
+}
+
+// newToyZones are empty.
+func newToyZones(g zns.Geometry) (zones []toyZone) {
+	for i := range g.NrZones {
+		start := uint64(i) * g.ZoneSize
 		z := toyZone{Zone: zns.Zone{
-			Start: uint64(i) * size, Len: size, Capacity: capacity, WP: uint64(i) * size,
+			Start: start, Len: g.ZoneSize, Capacity: g.ZoneCapacity, WP: start,
 			Type: zns.TypeSeqWriteReq, Cond: zns.CondEmpty,
 		}}
-		if i < conventional {
-			z.Type, z.Cond, z.Capacity = zns.TypeConventional, zns.CondNotWP, size
+		if i < g.Conventional {
+			z.Type, z.Cond, z.Capacity = zns.TypeConventional, zns.CondNotWP, g.ZoneSize
 		}
 		z.done = z.WP
-		x.zones = append(x.zones, z)
+		zones = append(zones, z)
 	}
-	return x
+	return zones
 }
 
 func (x *toy) Geometry() zns.Geometry { return x.geometry }
