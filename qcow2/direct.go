@@ -34,7 +34,9 @@ const pageSize = 4096
 
 // UseDirect makes data clusters go past the page cache; metadata stays in it.
 // That needs a second open file description of the same file, since O_DIRECT
-// belongs to the description; the locks stay with the first one. From then on
+// belongs to the description; the locks stay with the first one, but for one
+// that outlives a killed process as long as the kernel still writes what it had
+// asked for. From then on
 // whatever the page cache holds of data clusters is stale or on its way there,
 // so nothing reads, copies or zeroes them through it.
 func (f *OSFile) UseDirect() (Direct, error) {
@@ -67,6 +69,12 @@ func (f *OSFile) UseDirect() (Direct, error) {
 	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM)
 	_ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
 	f.direct, f.needs = os.NewFile(uintptr(fd), f.Name()), d
+	if readOnly {
+		return d, nil
+	}
+	if err := setLock(f.direct, unix.F_RDLCK, lockHeld+permWrite, 1); err != nil && !errors.Is(err, ErrNoLocks) {
+		return Direct{}, err
+	}
 	return d, nil
 }
 

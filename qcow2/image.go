@@ -48,7 +48,7 @@ type Options struct {
 	// had reached which was killed with the image open, if they are known: the
 	// page cache has everything below them (I9). They count instead of those in
 	// the file, and the next round makes them durable. nil: those in the file.
-	Pointers func(zone uint32) uint64
+	Pointers func(zone uint32) (wp uint64, known bool)
 	// Warn is told, while the image is opened, what may be lost of what an
 	// earlier user had written to it.
 	Warn func(string)
@@ -245,14 +245,15 @@ func (im *Image) load(h *Header, meta []byte, o Options) error {
 }
 
 // takePointers stages the pointers that a process had reached which was killed.
-func (im *Image) takePointers(h *Header, reached func(zone uint32) uint64) error {
+func (im *Image) takePointers(h *Header, reached func(zone uint32) (wp uint64, known bool)) error {
 	if reached == nil {
 		return nil
 	}
 	for zone := h.Zoned.Conventional; zone < im.nrZones; zone++ {
 		start, end := im.zoneStart(zone), im.zoneStart(zone)+h.ZoneCapacity(zone)
-		wp := reached(zone)
+		wp, known := reached(zone)
 		switch {
+		case !known:
 		case wp < start || wp > end || wp%sectorSize != 0:
 			return fmt.Errorf("zone %d cannot have been written up to %d: it lies in [%d, %d]", zone, wp, start, end)
 		case wp != min(im.pointers.get(zone), end):

@@ -70,6 +70,9 @@ type Config struct {
 	// queue, with the Request that carries all requests of this tag. It is
 	// what a Target needs to recognise what is issued again: see Recover.
 	Slot func(queue, tag int, r *zns.Request)
+	// Answered, unless nil, is called when the kernel has the answer of an
+	// append: it is not issued again, and its data will not be found twice.
+	Answered func(r *zns.Request)
 }
 
 // withDefaults fills what was left out.

@@ -1,6 +1,7 @@
 package ublk
 
 import (
+	"bytes"
 	"fmt"
 	"syscall"
 	"unsafe"
@@ -24,6 +25,8 @@ type transfer struct {
 	at       int // where in buf it begins
 	inflight int
 	err      error // the first error
+	reads    bool  // from the file, else to it
+	compare  bool  // with the data of the request, which is a write
 	pieces   [window]piece
 }
 
@@ -35,18 +38,19 @@ type piece struct {
 	mem     []byte
 }
 
-// startTransfer begins the I/O step of a request. True means that it is over
-// already, with its outcome in data.err.
-func (q *queue) startTransfer(r *request) (over bool) {
+// startTransfer begins the IO step of a request, or its Compare step. True means
+// that it is over already, with its outcome in data.err.
+func (q *queue) startTransfer(r *request, compare bool) (over bool) {
 	t := &r.data
 	t.next, t.at, t.err = 0, 0, nil
-	if allHoles(r) {
+	t.reads, t.compare = compare || r.Op == zns.OpRead, compare
+	if allHoles(r) && !compare {
 		t.err = q.copyOut(r, q.dev.zeros[:r.Len])
 		return true
 	}
 	t.slot, t.buf = q.bufs.take()
 	t.buf = t.buf[:r.Len]
-	if r.Op != zns.OpRead {
+	if !t.reads {
 		if t.err = q.copyIn(r, t.buf); t.err != nil {
 			return q.endTransfer(r)
 		}
@@ -64,7 +68,7 @@ func allHoles(r *request) bool {
 		sum += e.Len
 		if e.Off != zns.Hole {
 			holes = false
-		} else if r.Op != zns.OpRead {
+		} else if !r.data.reads {
 			panic("ublk: the target gave a write a hole")
 		}
 	}
@@ -96,10 +100,25 @@ func (q *queue) continueTransfer(r *request) (over bool) {
 	if t.inflight > 0 {
 		return false
 	}
-	if t.err == nil && r.Op == zns.OpRead {
+	switch {
+	case t.err != nil || !t.reads:
+	case t.compare:
+		t.err = q.differs(r, t.buf)
+	default:
 		t.err = q.copyOut(r, t.buf)
 	}
 	return q.endTransfer(r)
+}
+
+// differs compares the data of a write with what has been read. It happens only
+// after the death of a server, so it may allocate.
+func (q *queue) differs(r *request, have []byte) error {
+	want := make([]byte, len(have))
+	err := q.copyIn(r, want)
+	if err == nil && !bytes.Equal(have, want) {
+		err = zns.ErrDiffers
+	}
+	return err
 }
 
 // endTransfer lets go of the buffer.
@@ -114,7 +133,7 @@ func (q *queue) submitPiece(r *request, slot int) {
 	p := &r.data.pieces[slot]
 	data := aboutData | uint64(slot)<<slotOff | uint64(r.tag)
 	var err error
-	if r.Op == zns.OpRead {
+	if r.data.reads {
 		err = q.ring.Read(uring.Fixed(fileData), p.mem, p.off, data)
 	} else {
 		err = q.ring.Write(uring.Fixed(fileData), p.mem, p.off, data)
@@ -158,14 +177,14 @@ func (q *queue) movedPart(r *request, p *piece, res int32) (again bool) {
 		errno = syscall.Errno(-res)
 	case int(res) > len(p.mem):
 		panic("ublk: an I/O moved more than it was asked to")
-	case res == 0 && r.Op == zns.OpRead:
+	case res == 0 && t.reads:
 		clear(p.mem) // the image file ends here: the rest reads as zeros
 		return false
 	case res == 0:
 		errno = syscall.EIO
 	case int(res) < len(p.mem) && int(res)%q.dev.cfg.DataAlign != 0:
 		// The file ends within a block: the rest cannot even be asked for.
-		if r.Op == zns.OpRead {
+		if t.reads {
 			clear(p.mem[res:])
 			return false
 		}

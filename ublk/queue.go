@@ -43,6 +43,8 @@ type queue struct {
 	live   int        // tags that the kernel may still use
 	busy   int        // tags whose requests are being served
 	early  []*request // requests that came before the queue could serve them
+	// answered are the appends that this turn hands over, for Config.Answered.
+	answered []*request
 	// commit hands the answer of a tag to the kernel and fetches the tag's
 	// next request.
 	commit func(tag uint16, result int32, addr uint64) error
@@ -217,12 +219,30 @@ func (q *queue) fetch() error {
 // turn is one round of the loop: one system call hands over all that the last
 // turn queued and waits for more.
 func (q *queue) turn() error {
+	if len(q.answered) > 0 {
+		if err := q.tell(); err != nil {
+			return err
+		}
+	}
 	if err := q.ring.SubmitAndWait(1); err != nil {
 		return err
 	}
 	q.ring.ForEach(q.visit)
 	q.collect()
 	return q.err
+}
+
+// tell hands over the answers without waiting, and says so before a death of
+// the server can leave them in doubt for longer than this takes.
+func (q *queue) tell() error {
+	if err := q.ring.Submit(); err != nil {
+		return err
+	}
+	for _, r := range q.answered {
+		q.dev.cfg.Answered(&r.Request)
+	}
+	q.answered = q.answered[:0]
+	return nil
 }
 
 // What the data of an SQE says about its CQE: what it is about, the slot of a

@@ -347,6 +347,7 @@ func TestShortAndInterruptedIO(t *testing.T) {
 		b.dev.cfg.DataAlign = c.align
 		r := &request{op: &operations[opRead]}
 		r.Op = c.op
+		r.data.reads = c.op == zns.OpRead
 		mem := bytes.Repeat([]byte{1}, 4096)
 		p := &piece{used: true, mem: mem}
 		again := b.movedPart(r, p, c.res)
@@ -507,9 +508,9 @@ func TestProgrammerErrorsPanic(t *testing.T) {
 	r.busy = true
 	panics("a request on a busy tag", func() { b.serve(r) })
 	r.Len = 4096
-	panics("too few extents", func() { b.startTransfer(r) })
+	panics("too few extents", func() { b.startTransfer(r, false) })
 	r.Op, r.Extents = zns.OpWrite, []zns.Extent{{Off: zns.Hole, Len: 4096}}
-	panics("a hole in a write", func() { b.startTransfer(r) })
+	panics("a hole in a write", func() { b.startTransfer(r, false) })
 	panics("an unknown step", func() { b.advance(r, 99) })
 	r.busy = false
 }

@@ -18,8 +18,8 @@ func (q *queue) advance(r *request, s zns.Step) {
 		case zns.Answer:
 			q.answer(r)
 			return
-		case zns.IO:
-			if !q.startTransfer(r) {
+		case zns.IO, zns.Compare:
+			if !q.startTransfer(r, s == zns.Compare) {
 				return
 			}
 			s = q.target.End(&r.Request, r.data.err)
@@ -46,6 +46,9 @@ func (q *queue) answer(r *request) {
 	var addr uint64
 	if r.op.op == zns.OpAppend {
 		addr = uint64(sectorsOf(r.At))
+		if q.dev.cfg.Answered != nil {
+			q.answered = append(q.answered, r)
+		}
 	}
 	q.finish(r, r.bytes, addr)
 }

@@ -83,7 +83,7 @@ func (d *Device) retire(z *zone, i uint32) (first *Request) {
 		q := z.pop()
 		n++
 		if q.Err == nil {
-			wp += q.Len
+			wp += q.Len - q.flight.written
 			d.journal.commit(q)
 		} else if z.tail != nil && q.flight.opened {
 			z.tail.flight.opened = true // the last one to leave clears up

@@ -123,9 +123,9 @@ func (d *Device) reserve(r *Request, i uint32) error {
 	switch {
 	case at == d.g.ZoneCapacity: // or will be, when what is in flight has ended
 		return ErrFull
-	case r.Op != OpAppend && r.Start&d.zoneMask != at:
+	case r.Op != OpAppend && r.Start&d.zoneMask+r.flight.written != at:
 		return ErrNotAtWP
-	case r.Len > d.g.ZoneCapacity-at:
+	case r.Len-r.flight.written > d.g.ZoneCapacity-at:
 		return ErrBoundary
 	}
 	d.limits.touch(z)
@@ -135,7 +135,7 @@ func (d *Device) reserve(r *Request, i uint32) error {
 		}
 		r.flight.opened = true
 	}
-	r.At = d.start(i) + at
+	r.At = d.start(i) + at - r.flight.written
 	z.push(r)
 	z.inflight++
 	return nil

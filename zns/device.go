@@ -206,6 +206,10 @@ type flight struct {
 	opened bool // the reservation opened the zone
 	again  repeat
 	fresh  bool // it is known not to be one that is sent again
+	first  bool // it is the first one of its slot after Resume
+	// written is how much of it is below the pointer already: it was sent
+	// before, and has grown since.
+	written uint64
 }
 
 // handlers starts each operation. A handler validates, reserves and maps, and
@@ -224,6 +228,12 @@ func (d *Device) Begin(r *Request) Step {
 		panic("zns: Begin of a request in flight")
 	}
 	r.At, r.Err, r.Extents = r.Start, nil, r.Extents[:0]
+	if p := d.replay.Load(); p != nil {
+		var over bool
+		if r.flight.first, over = p.first(r); over {
+			d.replay.Store(nil)
+		}
+	}
 	if int(r.Op) >= len(handlers) {
 		return answer(r, ErrUnsupported)
 	}

@@ -81,9 +81,9 @@ func (j *Journal) Answered(slot uint32) {
 func WithJournal(j *Journal) Option { return func(d *Device) { d.journal = j } }
 
 // Resume makes a Device that goes on where the one that kept j was killed: its
-// zones are what j says, and until EndReplay a write that is sent again although
-// it was committed is recognised. The image's data and mappings are what the
-// page cache has.
+// zones are what j says, and a write that is sent again although it was committed
+// is recognised, as the first request of its slot. The image's data and mappings
+// are what the page cache has.
 func Resume(j *Journal) Option {
 	return func(d *Device) { d.journal, d.resumed = j, true }
 }
@@ -92,6 +92,8 @@ func Resume(j *Journal) Option {
 // that may be sent again.
 type replay struct {
 	mu      sync.Mutex // innermost
+	seen    []bool     // per slot: it has had a request
+	unseen  int
 	records []committed
 }
 
@@ -101,26 +103,44 @@ type committed struct {
 	start, len, at uint64
 }
 
-// take returns where r was committed, and forgets that, if it was: in its own
-// slot, or in another one, because an I/O scheduler gives what it sends again
-// another tag.
-func (p *replay) take(r *Request) (at uint64, ok bool) {
+// first reports whether r is the first request of its slot, and whether all
+// slots have had theirs before.
+func (p *replay) first(r *Request) (first, over bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	found := -1
-	for i, c := range p.records {
-		if c.op == r.Op && c.start == r.Start && c.len == r.Len {
-			if found = i; c.slot == r.Slot {
-				break
-			}
+	if p.unseen == 0 {
+		return false, true
+	}
+	if r.Slot < uint32(len(p.seen)) && !p.seen[r.Slot] {
+		p.seen[r.Slot] = true
+		p.unseen--
+		return true, false
+	}
+	return false, false
+}
+
+// take returns what was committed of r and forgets it, if anything was. A write
+// may have grown meanwhile: what follows it has been merged into it. An I/O
+// scheduler may have given it another slot; an append that has one is taken for
+// a new one, because others look the same.
+func (p *replay) take(r *Request) (c committed, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	i := slices.IndexFunc(p.records, func(c committed) bool {
+		switch {
+		case c.op != r.Op || c.start != r.Start:
+			return false
+		case c.slot == r.Slot && r.flight.first:
+			return c.len == r.Len || c.op != OpAppend && c.len < r.Len
 		}
+		return c.op != OpAppend && c.len == r.Len
+	})
+	if i < 0 {
+		return committed{}, false
 	}
-	if found < 0 {
-		return 0, false
-	}
-	at = p.records[found].at
-	p.records = slices.Delete(p.records, found, found+1)
-	return at, true
+	c = p.records[i]
+	p.records = slices.Delete(p.records, i, i+1)
+	return c, true
 }
 
 // adoptJournal gives every zone what the journal has of it. It blocks: a reset
@@ -162,7 +182,8 @@ func (d *Device) adoptJournal() error {
 			d.zones[i].set(CondEmpty, 0)
 		}
 	}
-	p := &replay{}
+	n := len(d.journal.records)
+	p := &replay{seen: make([]bool, n), unseen: n}
 	for i := range d.journal.records {
 		// The record stays where it is: this process may be killed, too, before
 		// the request has been sent again.
@@ -208,10 +229,6 @@ func (d *Device) checkWord(i uint32, w word) error {
 	return nil
 }
 
-// EndReplay says that no request of a predecessor will be sent again: from now
-// on a write below the pointer is what it always is, an error.
-func (d *Device) EndReplay() { d.replay.Store(nil) }
-
 // again looks whether r, which starts in zone i, was committed before. If so,
 // its data goes to the same place once more, which is harmless; an append is
 // only believed to be that one if it has the same data.
@@ -226,14 +243,19 @@ func (d *Device) again(r *Request, i uint32) (Step, bool) {
 		z.mu.Unlock()
 		return park(r), true
 	}
-	at, ok := p.take(r)
-	if !ok || at&d.zoneMask+r.Len > z.load().wp() { // it has been reset since
+	c, ok := p.take(r)
+	if !ok || c.at&d.zoneMask+c.len > z.load().wp() { // it has been reset since
 		z.mu.Unlock()
+		return 0, false
+	}
+	if c.len < r.Len { // a write at the pointer but for its beginning
+		z.mu.Unlock()
+		r.flight.fresh, r.flight.written = true, c.len
 		return 0, false
 	}
 	z.inflight++
 	z.mu.Unlock()
-	r.At = at
+	r.At = c.at
 	d.journal.commit(r)
 	switch r.Op {
 	case OpWriteZeroes:

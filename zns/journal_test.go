@@ -1,6 +1,7 @@
 package zns
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 	"unsafe"
@@ -107,7 +108,7 @@ func TestResumeKeepsConditionsAndCounts(t *testing.T) {
 	if o, a := d2.Counts(); o != open || a != active {
 		t.Errorf("%d open and %d active zones, were %d and %d", o, a, open, active)
 	}
-	// The write of zone 4 comes again, and its tag's last write was another
+	// The write of zone 4 comes again, and its slot's last write was another
 	// one: it is an error, as always.
 	if err := do(d2, OpWrite, 4, 0, 4096); err != ErrNotAtWP {
 		t.Error(err)
@@ -118,24 +119,33 @@ func TestResumeKeepsConditionsAndCounts(t *testing.T) {
 	}
 }
 
-// Only until the end of the replay, and only once, is a write below the pointer
-// one that comes again.
+// Only as the first request of its slot, and only once, is a write below the
+// pointer one that comes again. It may have grown.
 func TestAWriteIsTakenAgainOnce(t *testing.T) {
 	g := Geometry{Size: 4 << 16, ZoneSize: 1 << 16, ZoneCapacity: 1 << 16, NrZones: 4, MaxAppend: 1 << 16, BlockSize: 4096}
+	const lost = ^uint64(0) // there is no place for it
 	for _, c := range []struct {
-		name string
-		op   Op
-		data byte // what comes again
-		end  bool // of the replay
-		at   uint64
-		err  error
+		name  string
+		op    Op
+		data  byte // what comes again
+		len   uint64
+		slot  uint32
+		later bool // something else comes first
+		at    uint64
+		wp    uint64 // afterwards
 	}{
-		{"write", OpWrite, 1, false, 0, nil},
-		{"write-zeroes", OpWriteZeroes, 0, false, 0, nil},
-		{"write after the end", OpWrite, 1, true, 0, ErrNotAtWP},
-		{"append", OpAppend, 1, false, 0, nil},
-		{"append of other data", OpAppend, 2, false, 8192, nil},
-		{"append after the end", OpAppend, 1, true, 8192, nil},
+		{"write", OpWrite, 1, 8192, 0, false, 0, 8192},
+		{"write that has grown", OpWrite, 1, 12288, 0, false, 0, 12288},
+		{"write that has shrunk", OpWrite, 1, 4096, 0, false, lost, 8192},
+		{"write on another slot", OpWrite, 1, 8192, 1, false, 0, 8192},
+		{"write that has grown on another slot", OpWrite, 1, 12288, 1, false, lost, 8192},
+		{"write-zeroes", OpWriteZeroes, 0, 8192, 0, false, 0, 8192},
+		{"write-zeroes that have grown", OpWriteZeroes, 0, 16384, 0, false, 0, 16384},
+		{"append", OpAppend, 1, 8192, 0, false, 0, 8192},
+		{"append of other data", OpAppend, 2, 8192, 0, false, 8192, 16384},
+		{"append of another length", OpAppend, 1, 4096, 0, false, 8192, 12288},
+		{"append on another slot", OpAppend, 1, 8192, 1, false, 8192, 16384},
+		{"append after something else", OpAppend, 1, 8192, 0, true, 8192, 16384},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := newMemMedia(g, 4096)
@@ -144,37 +154,35 @@ func TestAWriteIsTakenAgainOnce(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			send := func(d *Device, data byte) (uint64, error) {
-				p := make([]byte, 8192)
-				for i := range p {
-					p[i] = data
-				}
-				r := &Request{Op: c.op, Len: 8192}
-				err := Do(d, r, m, p)
+			send := func(d *Device, data byte, n uint64, slot uint32) (uint64, error) {
+				r := &Request{Op: c.op, Len: n, Slot: slot}
+				err := Do(d, r, m, bytes.Repeat([]byte{data}, int(n)))
 				return r.At, err
 			}
-			if _, err := send(d, 1); err != nil {
+			if _, err := send(d, 1, 8192, 0); err != nil {
 				t.Fatal(err)
 			}
 			if d, err = New(g, m, Resume(j)); err != nil {
 				t.Fatal(err)
 			}
-			if c.end {
-				d.EndReplay()
+			if c.later {
+				if err := Do(d, &Request{Op: OpFlush}, m, nil); err != nil {
+					t.Fatal(err)
+				}
 			}
-			at, err := send(d, c.data)
-			if err != c.err || err == nil && at != c.at {
-				t.Fatalf("at %d, %v; want %d, %v", at, err, c.at, c.err)
+			at, err := send(d, c.data, c.len, c.slot)
+			switch {
+			case c.at == lost && err != ErrNotAtWP:
+				t.Fatalf("at %d, %v; want %v", at, err, ErrNotAtWP)
+			case c.at != lost && (err != nil || at != c.at):
+				t.Fatalf("at %d, %v; want %d", at, err, c.at)
 			}
-			wp := uint64(8192) // as before
-			if c.at != 0 {
-				wp = 16384
-			}
-			if z := d.Zone(0); z.WP != wp {
-				t.Errorf("the pointer is at %d, want %d", z.WP, wp)
+			if z := d.Zone(0); z.WP != c.wp {
+				t.Errorf("the pointer is at %d, want %d", z.WP, c.wp)
 			}
 			// Once more it is a new one.
-			if at, err := send(d, c.data); c.op == OpAppend && (err != nil || at != wp) || c.op != OpAppend && err != ErrNotAtWP {
+			switch at, err := send(d, c.data, c.len, c.slot); {
+			case c.op == OpAppend && (err != nil || at != c.wp), c.op != OpAppend && err != ErrNotAtWP:
 				t.Errorf("once more: at %d, %v", at, err)
 			}
 		})

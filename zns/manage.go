@@ -31,7 +31,7 @@ func (d *Device) close(r *Request) Step {
 		if w := z.load(); w.cond().Open() && w.wp() == 0 && z.tail == nil {
 			return d.limits.apply(i, evCloseUnwritten)
 		}
-		if w := z.load(); w.cond() == CondEmpty && d.replay.Load() != nil {
+		if r.flight.first && z.load().cond() == CondEmpty {
 			return nil // sent again, perhaps: that has made it empty
 		}
 		return d.limits.apply(i, evClose)

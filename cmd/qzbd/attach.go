@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
@@ -40,6 +41,8 @@ type attachOptions struct {
 	logLevel      string
 	verbose       bool
 	trace         []string
+	noRecovery    bool
+	resume        bool                    // take over device id, whose server died
 	progress      func(done, total int64) // of opening the image
 	warn          func(string)            // of what may be lost; nil: only logged
 }
@@ -55,7 +58,9 @@ const (
 // readiness pipe as its first inherited files. The image is the same open file
 // description, so the lock never lapses.
 const (
-	backgroundEnv = "QZBD_BACKGROUND"
+	backgroundEnv = "QZBD_BACKGROUND" // one of the roles
+	startRole     = "start"
+	resumeRole    = "resume" // device --id
 	imageFD       = 3
 	readyFD       = 4
 )
@@ -67,7 +72,8 @@ func attachCommand() *cobra.Command {
 		Short: "Serve an image as a zoned block device",
 		Long: `Attach makes IMAGE a host-managed zoned block device, prints its node,
 /dev/ublkbN, once the device is usable, and serves it in the background until
-qzbd detach or SIGTERM.`,
+qzbd detach or SIGTERM. When its server dies, the device waits for qzbd recover,
+or for another attach of the same image, and its users wait with it.`,
 		Args: needs("IMAGE"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			o.image = args[0]
@@ -77,16 +83,33 @@ qzbd detach or SIGTERM.`,
 			if err := o.validate(); err != nil {
 				return err
 			}
-			switch {
-			case os.Getenv(backgroundEnv) != "":
+			if role := os.Getenv(backgroundEnv); role != "" {
+				o.resume = role == resumeRole
 				return attachInBackground(&o)
-			case o.foreground:
+			}
+			if waiting, err := waitingFor(o.image); err != nil {
+				return err
+			} else if waiting != nil {
+				foreground := o.foreground
+				if err := o.takeOver(waiting); err != nil {
+					return err
+				}
+				o.foreground = foreground
+				printWarning(fmt.Sprintf("%s: its server died and %s waits for another one: taking that over, with the options it was attached with", o.image, waiting.Device))
+			}
+			if o.foreground {
 				return attachInForeground(&o)
 			}
 			return attachAndReturn(&o)
 		},
 	}
-	f := cmd.Flags()
+	o.flags(cmd.Flags())
+	completeAttach(cmd)
+	return cmd
+}
+
+// flags are those of attach.
+func (o *attachOptions) flags(f *pflag.FlagSet) {
 	f.IntVar(&o.id, "id", -1, "device number N of /dev/ublkbN; -1: the first free one")
 	f.IntVar(&o.queues, "queues", 1, "hardware queues, one thread each")
 	f.IntVar(&o.depth, "depth", 128, "requests in flight per queue")
@@ -100,8 +123,7 @@ qzbd detach or SIGTERM.`,
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error; debug logs every request")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "log every request: --log-level debug")
 	f.StringSliceVar(&o.trace, "trace", nil, "log what happens in detail: "+strings.Join(traceNames, ", "))
-	completeAttach(cmd)
-	return cmd
+	f.BoolVar(&o.noRecovery, "no-recovery", false, "let the device go, with errors for its users, when its server dies")
 }
 
 // args is what a server in the background is started with, to serve the image
@@ -114,7 +136,7 @@ func (o *attachOptions) args(path string) []string {
 		fmt.Sprintf("--direct=%v", o.direct), fmt.Sprintf("--read-only=%v", o.readOnly),
 		fmt.Sprintf("--no-lock=%v", o.noLock), fmt.Sprintf("--drop-short-zone=%v", o.dropShortZone),
 		"--log-level=" + o.logLevel,
-		"--trace=" + strings.Join(o.trace, ","), "--", path}
+		"--trace=" + strings.Join(o.trace, ","), fmt.Sprintf("--no-recovery=%v", o.noRecovery), "--", path}
 }
 
 func (o *attachOptions) validate() error {
@@ -173,7 +195,7 @@ func (o *attachOptions) withoutLocks(err error, attached func() []*state) error 
 // attachAndReturn starts the server in the background and waits until it is
 // ready or has failed.
 func attachAndReturn(o *attachOptions) error {
-	image, err := openImage(o.image, !o.readOnly, o.lock)
+	image, err := o.open()
 	if err != nil {
 		return err
 	}
@@ -192,7 +214,11 @@ func attachAndReturn(o *attachOptions) error {
 		return err
 	}
 	cmd := exec.Command(self, o.args(abs)...)
-	cmd.Env = append(os.Environ(), backgroundEnv+"=1")
+	role := startRole
+	if o.resume {
+		role = resumeRole
+	}
+	cmd.Env = append(os.Environ(), backgroundEnv+"="+role)
 	cmd.Dir = "/"
 	cmd.ExtraFiles = []*os.File{image, w} // imageFD, readyFD
 	// No terminal, and no pipe of the caller's: its standard files are
@@ -284,7 +310,7 @@ func printWarning(what string) {
 }
 
 func attachInForeground(o *attachOptions) error {
-	image, err := openImage(o.image, !o.readOnly, o.lock)
+	image, err := o.open()
 	if err != nil {
 		return err
 	}

@@ -83,6 +83,9 @@ func repairImage(image, how string, quiet bool) (*qcow2.CheckReport, error) {
 	if err != nil {
 		return nil, fmt.Errorf("-r %s: %w", how, err)
 	}
+	if err := refuseWaiting(image); err != nil {
+		return nil, err
+	}
 	f, err := openImage(image, true, qcow2.Lock)
 	if err != nil {
 		return nil, err

@@ -51,6 +51,9 @@ use.`,
 			} else if len(list) > 0 && list[0].alive() {
 				return fmt.Errorf("%s is attached as %s: detach it first", args[0], devicesOf(list))
 			}
+			if err := refuseWaiting(args[0]); err != nil {
+				return err
+			}
 			o, warnings, err := qcow2.ParseCreateOptions(options, size)
 			if err != nil {
 				return err

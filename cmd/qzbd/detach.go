@@ -62,7 +62,13 @@ func detachEach(list []*state) error {
 }
 
 func detach(s *state) error {
-	if s.alive() {
+	switch {
+	case s.waits() && s.Failure == "":
+		// It can be recovered, and then unmounted.
+		if err := awaitUnused(s.Device); err != nil {
+			return fmt.Errorf("%w; its server died: qzbd recover %s first", err, s.Device)
+		}
+	case s.alive():
 		if err := awaitUnused(s.Device); err != nil {
 			return err
 		}

@@ -13,12 +13,15 @@ import (
 type listEntry struct {
 	*state
 	// Status is "live", "failed" (serving, but the image takes no more
-	// writes) or "dead" (the server is gone).
+	// writes), "waiting" (the server is gone, the device waits for another
+	// one) or "dead" (the server is gone, and the device).
 	Status string `json:"state"`
 }
 
 func (s *state) status() string {
 	switch {
+	case s.waits():
+		return "waiting"
 	case !s.alive():
 		return "dead"
 	case s.Failure != "":

@@ -28,6 +28,8 @@ type server struct {
 	log   *zap.Logger
 	stop  chan os.Signal
 	trace *zoneTrace // nil: off
+	// journal is what a successor goes on from; nil: there is to be none.
+	journal *journalFile
 	// failed receives the reason why the image takes no more writes (I8).
 	failed chan error
 	// warn says what whoever attaches should know.
@@ -67,16 +69,20 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 	if srv.state, err = newState(o, file); err != nil {
 		return errors.Join(err, file.Close())
 	}
-	if err := srv.clearDead(); err != nil {
-		return errors.Join(err, file.Close())
-	}
 	f := qcow2.NewOSFile(file)
-	g, err := srv.plan(o, f)
-	if err != nil {
-		return errors.Join(fmt.Errorf("%s: %w", o.image, err), f.Close())
-	}
-	if err := checkFree(o.id); err != nil {
-		return errors.Join(fmt.Errorf("%s: %w", o.image, err), f.Close())
+	var g zns.Geometry
+	if !o.resume {
+		if err := srv.clearDead(); err != nil {
+			return errors.Join(err, f.Close())
+		}
+		if g, err = srv.plan(o, f); err != nil {
+			return errors.Join(fmt.Errorf("%s: %w", o.image, err), f.Close())
+		}
+		if err := checkFree(o.id); err != nil {
+			return errors.Join(fmt.Errorf("%s: %w", o.image, err), f.Close())
+		}
+	} else if err := srv.succeed(o.id); err != nil {
+		return errors.Join(err, f.Close())
 	}
 	var needs qcow2.Direct
 	if o.direct {
@@ -84,22 +90,34 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 			return errors.Join(err, f.Close())
 		}
 	}
-	srv.image, err = qcow2.Open(f, qcow2.Options{
+	open := qcow2.Options{
 		ReadOnly:     o.readOnly,
 		SyncInterval: o.syncInterval,
 		OnFail:       srv.imageFailed,
 		Progress:     o.progress,
 		Warn:         func(what string) { srv.warn(o.image + ": " + what) },
-	})
-	if err != nil {
-		return errors.Join(fmt.Errorf("%s: %w", o.image, err), f.Close())
 	}
-	dev, err := srv.start(o, g, f.DataFD(), needs.Offset)
-	if err != nil { // the device never was
-		return errors.Join(err, srv.end())
+	var dev *ublk.Device
+	if o.resume {
+		dev, err = srv.takeOver(o, f, open, needs.Offset)
+	} else {
+		if srv.image, err = qcow2.Open(f, open); err != nil {
+			return errors.Join(fmt.Errorf("%s: %w", o.image, err), f.Close())
+		}
+		if dev, err = srv.start(o, g, f.DataFD(), needs.Offset); err != nil { // the device never was
+			err = errors.Join(err, srv.end())
+		}
+	}
+	if err != nil {
+		return err
 	}
 	srv.log = srv.log.With(zap.String("device", dev.Path()))
-	if err = srv.announce(ready); err == nil {
+	err = srv.announce(ready)
+	if err != nil && o.resume { // whoever waited for this is gone, but others use the device
+		srv.log.Warn("device recovered, but nobody could be told", zap.Error(err))
+		err = nil
+	}
+	if err == nil {
 		srv.untilStopped(dev)
 	}
 	if nerr := systemd.Stopping(); nerr != nil {
@@ -184,35 +202,103 @@ func checkFree(id int) error {
 // so that even a server killed in between leaves nothing that detach cannot
 // find.
 func (srv *server) start(o *attachOptions, g zns.Geometry, fd, align int) (*ublk.Device, error) {
-	var options []zns.Option
-	if o.readOnly {
-		options = append(options, zns.ReadOnly())
-	}
-	if slices.Contains(o.trace, "zones") {
-		srv.trace = startZoneTrace(g.ZoneSize, srv.log)
-		options = append(options, zns.Watch(srv.trace.add))
+	options := srv.options(o, g.ZoneSize)
+	if !o.noRecovery {
+		var err error
+		if srv.journal, err = newJournal(g.NrZones, srv.state.slots()); err != nil {
+			return nil, fmt.Errorf("make a journal: %w", err)
+		}
+		options = append(options, zns.WithJournal(srv.journal.Journal))
 	}
 	target, err := zns.New(g, srv.image, options...)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.image, err)
 	}
-	dev, err := ublk.Start(context.Background(), ublk.Config{
-		ID: o.id, Queues: o.queues, Depth: o.depth, DataFD: fd, DataAlign: align,
-		ReadOnly: o.readOnly, Logger: srv.log, Added: srv.added, Ended: srv.end,
-		// The failure itself is logged, once.
-		Known: func(err error) bool { return errors.Is(err, qcow2.ErrFailed) },
-	}, target)
+	c := srv.config(o, fd, align)
+	c.Added = func(id int, mark uint64) error { return srv.added(id, mark, g.Size) }
+	dev, err := ublk.Start(context.Background(), c, target)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.image, err)
 	}
 	return dev, nil
 }
 
+// options are those of the zones.
+func (srv *server) options(o *attachOptions, zoneSize uint64) (options []zns.Option) {
+	if o.readOnly {
+		options = append(options, zns.ReadOnly())
+	}
+	if slices.Contains(o.trace, "zones") {
+		srv.trace = startZoneTrace(zoneSize, srv.log)
+		options = append(options, zns.Watch(srv.trace.add))
+	}
+	return options
+}
+
+func (srv *server) config(o *attachOptions, fd, align int) ublk.Config {
+	c := ublk.Config{
+		ID: o.id, Queues: o.queues, Depth: o.depth, DataFD: fd, DataAlign: align,
+		ReadOnly: o.readOnly, Recovery: !o.noRecovery, Logger: srv.log, Ended: srv.end,
+		// The failure itself is logged, once.
+		Known: func(err error) bool { return errors.Is(err, qcow2.ErrFailed) },
+	}
+	if c.Recovery {
+		c.Slot = func(queue, tag int, r *zns.Request) { r.Slot = uint32(queue*o.depth + tag) }
+		c.Answered = func(r *zns.Request) { srv.journal.Answered(r.Slot) }
+	}
+	return c
+}
+
+// succeed makes the record of device id ours: of a server that died.
+func (srv *server) succeed(id int) error {
+	old, err := readState(id)
+	if err != nil {
+		return fmt.Errorf("recover device %d: %w", id, err)
+	}
+	if err := old.sameImage(srv.state); err != nil {
+		return err
+	}
+	s := srv.state
+	s.ID, s.Device, s.Mark, s.Attached = old.ID, old.Device, old.Mark, old.Attached
+	return nil
+}
+
+// takeOver goes on with the device of a server that died. When that fails, the
+// device waits as before.
+func (srv *server) takeOver(o *attachOptions, f *qcow2.OSFile, open qcow2.Options, align int) (*ublk.Device, error) {
+	srv.log.Info("its server died: going on where that was")
+	im, target, j, err := srv.state.goOn(o, f, open, func(zoneSize uint64) []zns.Option { return srv.options(o, zoneSize) })
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	srv.image, srv.journal = im, j
+	mark, err := srv.state.mark()
+	if err != nil {
+		return nil, errors.Join(err, im.Close())
+	}
+	dev, err := ublk.Recover(context.Background(), srv.config(o, f.DataFD(), align), o.id, mark, target)
+	if err != nil {
+		// What is in the image now is what the journal says.
+		return nil, errors.Join(err, im.Close())
+	}
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	if err := srv.state.save(); err != nil {
+		srv.log.Error("the record of the device still names its dead server", zap.Error(err))
+	}
+	return dev, nil
+}
+
 // added records the device as soon as it has a number.
-func (srv *server) added(id int, mark uint64) error {
+func (srv *server) added(id int, mark, size uint64) error {
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
 	srv.state.ID, srv.state.Device, srv.state.Mark = id, ublk.NodePath(id), strconv.FormatUint(mark, 16)
+	if srv.journal != nil { // first: who sees the record counts on it
+		if err := srv.journal.publish(srv.state, size); err != nil {
+			return fmt.Errorf("make a journal in %s: %w", stateRoot, err)
+		}
+	}
 	if err := srv.state.save(); err != nil {
 		return fmt.Errorf("record the device in %s: %w", stateRoot, err)
 	}
@@ -254,6 +340,7 @@ func newState(o *attachOptions, image *os.File) (*state, error) {
 	s := &state{
 		PID: os.Getpid(), Queues: o.queues, Depth: o.depth, BlockSize: o.blockSize,
 		ReadOnly: o.readOnly, Direct: o.direct, SyncInterval: o.syncInterval.Seconds(), Attached: time.Now().UTC(),
+		Recovery: !o.noRecovery,
 	}
 	var err error
 	if s.Started, err = processStart(s.PID); err != nil {
@@ -262,6 +349,7 @@ func newState(o *attachOptions, image *os.File) (*state, error) {
 	if s.Image, err = filepath.Abs(o.image); err != nil {
 		return nil, err
 	}
+	s.Args = o.args(s.Image)
 	st, err := image.Stat()
 	if err != nil {
 		return nil, err

@@ -42,6 +42,10 @@ type state struct {
 	// SyncInterval is in seconds.
 	SyncInterval float64   `json:"sync-interval"`
 	Attached     time.Time `json:"attached"`
+	// Recovery: the device outlives its server.
+	Recovery bool `json:"recovery"`
+	// Args are the arguments of qzbd that attach it again as it is.
+	Args []string `json:"args"`
 	// Failure is what made the image fail or the stop go wrong.
 	Failure string `json:"failure,omitempty"`
 	// Mark tells the device from any other that gets its number.
@@ -238,26 +242,42 @@ func (s *state) settle() error {
 	if last.PID != s.PID || last.Started != s.Started {
 		return nil // it stopped in order, and the number is another device's
 	}
+	kept, err := last.keep()
+	if err != nil {
+		return err
+	}
 	if err := s.clear(); err != nil {
 		return err
 	}
 	if last.Failure != "" {
 		return fmt.Errorf("%s is detached, but not in order: %s: what was written after the last completed flush may be lost; attach mends the image", s.Device, last.Failure)
 	}
-	fmt.Fprintf(os.Stderr, "qzbd: warning: the server of %s had died: %s is mended when it is attached again\n", s.Device, s.Image)
+	if kept {
+		printWarning(fmt.Sprintf("the server of %s had died: what it had acknowledged is in %s", s.Device, s.Image))
+	} else {
+		printWarning(fmt.Sprintf("the server of %s had died: %s is mended when it is attached again", s.Device, s.Image))
+	}
 	return nil
 }
 
 // clear removes what the kernel and we keep of a server that is gone.
 func (s *state) clear() error {
-	mark, err := strconv.ParseUint(s.Mark, 16, 64)
+	mark, err := s.mark()
 	if err != nil {
-		return fmt.Errorf("the record of %s in %s is damaged (mark %q): remove it if no qzbd process serves the device", s.Device, stateDir(s.ID), s.Mark)
+		return err
 	}
 	if err := deleteDevice(s.ID, mark); err != nil {
 		return fmt.Errorf("the server of %s is gone and its device cannot be removed: %w", s.Device, err)
 	}
 	return s.remove()
+}
+
+func (s *state) mark() (uint64, error) {
+	mark, err := strconv.ParseUint(s.Mark, 16, 64)
+	if err != nil {
+		return 0, fmt.Errorf("the record of %s in %s is damaged (mark %q): remove it if no qzbd process serves the device", s.Device, stateDir(s.ID), s.Mark)
+	}
+	return mark, nil
 }
 
 // deleteDevice removes the device of a server that is gone, if it is there and

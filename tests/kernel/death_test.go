@@ -10,7 +10,8 @@ import (
 	"testing"
 )
 
-// kill ends the server of d as the kernel's out-of-memory killer would.
+// kill ends the server of d, which was attached with --no-recovery, as the
+// kernel's out-of-memory killer would.
 func (d *device) kill() {
 	h := d.im.h
 	h.t.Helper()
@@ -31,7 +32,7 @@ func (d *device) kill() {
 func TestWhatWasFlushedOutlivesItsServer(t *testing.T) {
 	h := begin(t)
 	im := h.create("a.qcow2", small)
-	d := im.attach()
+	d := im.attach("--no-recovery")
 	k := d.open()
 	k.write(1, 0, 65536)
 	k.write(2, 3*zlen, 4096)
@@ -57,7 +58,7 @@ func TestWhatWasFlushedOutlivesItsServer(t *testing.T) {
 func TestDetachRemovesWhatADeadServerLeft(t *testing.T) {
 	h := begin(t)
 	im := h.create("a.qcow2", small)
-	d := im.attach()
+	d := im.attach("--no-recovery")
 	d.kill()
 	h.run(qzbd, "detach", im.path)
 	if l := h.list(); len(l) != 0 {

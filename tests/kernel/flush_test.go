@@ -47,7 +47,7 @@ func TestWhatNobodyFlushesIsDurableInTime(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			h := begin(t)
 			im := h.create("a.qcow2", small)
-			d := im.attach("--sync-interval", c.interval)
+			d := im.attach("--no-recovery", "--sync-interval", c.interval)
 			k := d.open()
 			if !c.durable { // somebody's flush in between would be ours
 				k.write(1, 3*zlen, 4096)

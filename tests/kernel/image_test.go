@@ -110,6 +110,7 @@ func (d *device) cleanup() {
 			time.Sleep(20 * time.Millisecond)
 		}
 	}
+	h.t.Log(h.try(qzbd, "detach", d.node)) // it waits for another server
 }
 
 // log shows the end of the server's log if the test has failed.

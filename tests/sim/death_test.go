@@ -186,16 +186,21 @@ func (w *world) start(resumed bool) *life {
 			o.SyncInterval = 20_000
 		}
 		if resumed {
-			o.Pointers = func(zone uint32) uint64 { return uint64(zone)*g.ZoneSize + l.journal.Pointer(zone) }
+			o.Pointers = func(zone uint32) (uint64, bool) { return uint64(zone)*g.ZoneSize + l.journal.Pointer(zone), true }
 			option = zns.Resume(l.journal)
 			if w.rng.IntN(3) == 0 {
 				w.disk.CutIn(1 + w.rng.IntN(30))
 			}
 		}
 		if l.im, err = qcow2.Open(w.disk, o); err == nil {
-			if l.dev, err = zns.New(g, l.im, option); err == nil {
+			l.dev, err = zns.New(g, l.im, option)
+			if err == nil && w.disk.Dead() {
+				err = crashfile.ErrCut // in something that need not succeed
+			}
+			if err == nil {
 				w.disk.CutIn(0)
 				l.verifyResets()
+				w.grow()
 				return l
 			}
 			l.im.Abandon()
@@ -244,7 +249,7 @@ func (l *life) work(inOrder bool) {
 		return
 	}
 	wg.Wait()
-	if l.do(&errand{op: zns.OpFlush}, 0, nil) != nil {
+	if l.do(&errand{op: zns.OpFlush}, clients, nil) != nil {
 		w.fatalf("flush failed")
 	}
 }
@@ -409,7 +414,7 @@ func (l *life) verify() {
 		rep := l.dev.Zone(uint32(i))
 		wp := int(rep.WP-rep.Start) / 512
 		p := make([]byte, w.s.ZoneSize)
-		if err := zns.Do(l.dev, &zns.Request{Op: zns.OpRead, Start: rep.Start, Len: w.s.ZoneSize}, l.disk, p); err != nil {
+		if err := zns.Do(l.dev, &zns.Request{Op: zns.OpRead, Slot: clients, Start: rep.Start, Len: w.s.ZoneSize}, l.disk, p); err != nil {
 			w.fatalf("read zone %d: %v", i, err)
 		}
 		strays := 0
@@ -438,6 +443,19 @@ func (l *life) verify() {
 	w.note("verified")
 }
 
+// grow makes some of the writes without an answer longer, as the kernel does
+// with what it has to issue again.
+func (w *world) grow() {
+	for _, e := range w.open {
+		if e == nil || e.op != zns.OpWrite && e.op != zns.OpWriteZeroes || w.zones[e.zone].conv {
+			continue
+		}
+		if room := int(w.s.ZoneCapacity/512) - e.sector - e.n; room > 0 && w.rng.IntN(2) == 0 {
+			e.n += 1 + w.rng.IntN(min(room, 3))
+		}
+	}
+}
+
 // verifyResets looks at zones whose reset has no answer yet: it has happened or
 // it has not.
 func (l *life) verifyResets() {
@@ -448,7 +466,7 @@ func (l *life) verifyResets() {
 		}
 		rep := l.dev.Zone(uint32(e.zone))
 		p := make([]byte, w.s.ZoneSize)
-		if err := zns.Do(l.dev, &zns.Request{Op: zns.OpRead, Start: rep.Start, Len: w.s.ZoneSize}, l.disk, p); err != nil {
+		if err := zns.Do(l.dev, &zns.Request{Op: zns.OpRead, Slot: clients, Start: rep.Start, Len: w.s.ZoneSize}, l.disk, p); err != nil {
 			w.fatalf("read zone %d: %v", e.zone, err)
 		}
 		for k, want := range w.zones[e.zone].sectors {

@@ -1,0 +1,225 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/qzbd/qzbd/qcow2"
+	"github.com/qzbd/qzbd/zns"
+)
+
+func recoverCommand() *cobra.Command {
+	var all bool
+	cmd := &cobra.Command{
+		Use:   "recover /dev/ublkbN|IMAGE|--all",
+		Short: "Serve a device again whose server died",
+		Long: `Recover starts a new server for a device whose server died, with the options
+that it was attached with, and prints its node. Whoever uses the device has seen
+a pause and no error, and everything that was acknowledged is there.`,
+		ValidArgsFunction: completeAttached,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if all != (len(args) == 0) || len(args) > 1 {
+				return usageError(cmd, errors.New("recover takes one device or image, or --all"))
+			}
+			return nil
+		},
+		RunE: func(_ *cobra.Command, args []string) error {
+			list, err := states()
+			if !all {
+				list, err = findStates(args[0])
+			}
+			if err != nil {
+				return err
+			}
+			if !all && len(list) == 0 {
+				return fmt.Errorf("%s is not attached: qzbd list shows what is", args[0])
+			}
+			var errs []error
+			for _, s := range list {
+				if all && !s.waits() {
+					continue
+				}
+				errs = append(errs, s.recover())
+			}
+			return errors.Join(errs...)
+		},
+	}
+	cmd.Flags().BoolVar(&all, "all", false, "recover every device that waits")
+	return cmd
+}
+
+// waits reports whether the server is gone and the device is there: without
+// recovery the kernel removes it.
+func (s *state) waits() bool {
+	if !s.Recovery || s.alive() {
+		return false
+	}
+	_, err := os.Stat(s.Device)
+	return err == nil
+}
+
+// waitingFor returns the state of the device that image was attached as and that
+// waits for a server, nil if there is none. Of devices that are gone it keeps
+// what their servers had acknowledged.
+func waitingFor(image string) (*state, error) {
+	list, err := findStates(image)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range list {
+		if s.waits() {
+			return s, nil
+		}
+		if !s.alive() {
+			if _, err := s.keep(); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return nil, nil
+}
+
+// refuseWaiting keeps others from an image whose device waits: nobody holds its
+// lock.
+func refuseWaiting(image string) error {
+	waiting, err := waitingFor(image)
+	if err == nil && waiting != nil {
+		err = fmt.Errorf("%s is the image of %s, whose server died: recover or detach that first", image, waiting.Device)
+	}
+	return err
+}
+
+// recover starts a new server in the background.
+func (s *state) recover() error {
+	switch {
+	case s.alive():
+		return fmt.Errorf("%s has a server, process %d: there is nothing to recover", s.Device, s.PID)
+	case !s.waits():
+		return fmt.Errorf("%s is gone, it was attached with --no-recovery: qzbd attach mends %s and serves it again", s.Device, s.Image)
+	}
+	var o attachOptions
+	if err := o.takeOver(s); err != nil {
+		return err
+	}
+	return attachAndReturn(&o)
+}
+
+// takeOver makes the options those of a device that waits for a server.
+func (o *attachOptions) takeOver(s *state) error {
+	if s.Failure != "" {
+		return fmt.Errorf("%s cannot be recovered, its image failed (%s): detach it, see to the disk and attach %s again", s.Device, s.Failure, s.Image)
+	}
+	*o = attachOptions{}
+	f := pflag.NewFlagSet("attach", pflag.ContinueOnError)
+	o.flags(f)
+	if len(s.Args) == 0 {
+		return fmt.Errorf("the record of %s in %s does not say how it was attached: detach it", s.Device, stateDir(s.ID))
+	}
+	if err := f.Parse(s.Args[1:]); err != nil || f.NArg() != 1 {
+		return fmt.Errorf("the record of %s in %s was written by another version (%v): detach it", s.Device, stateDir(s.ID), err)
+	}
+	o.image, o.id, o.resume = s.Image, s.ID, true
+	return nil
+}
+
+// dyingWait is how long a server that was killed may hold on to its image: as
+// long as the kernel still works on what it had asked for.
+const dyingWait = 30 * time.Second
+
+// open opens and locks the image. That of a device whose server died is free
+// only when nothing is in flight any more that the dead one had asked for: until
+// then its file is open, and locked.
+func (o *attachOptions) open() (*os.File, error) {
+	for deadline := time.Now().Add(dyingWait); ; time.Sleep(dyingWait / 1000) {
+		f, err := openImage(o.image, !o.readOnly, o.lock)
+		if err == nil || !o.resume || !errors.Is(err, qcow2.ErrInUse) || time.Now().After(deadline) {
+			return f, err
+		}
+	}
+}
+
+// commit writes to the image what a server that was killed had acknowledged,
+// and closes it in order.
+func (s *state) commit() error {
+	var o attachOptions
+	if err := o.takeOver(s); err != nil {
+		return err
+	}
+	if o.readOnly {
+		return nil
+	}
+	file, err := o.open()
+	if err != nil {
+		return err
+	}
+	f := qcow2.NewOSFile(file)
+	im, _, _, err := s.goOn(&o, f, qcow2.Options{Warn: printWarning},
+		func(uint64) []zns.Option { return nil })
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	return im.Close()
+}
+
+// keep is commit where it can be done. That it cannot is only a warning: what was
+// flushed is in the image all the same. An image in use is an error.
+func (s *state) keep() (kept bool, err error) {
+	if !s.Recovery || s.Failure != "" {
+		return false, nil
+	}
+	err = s.commit()
+	switch {
+	case errors.Is(err, qcow2.ErrInUse):
+		return false, err
+	case err != nil:
+		printWarning(fmt.Sprintf("what the server of %s had acknowledged and not flushed is lost: %v", s.Device, err))
+	}
+	return err == nil, nil
+}
+
+// goOn opens the image where the server that was killed had got to.
+func (s *state) goOn(o *attachOptions, f *qcow2.OSFile, opt qcow2.Options, more func(zoneSize uint64) []zns.Option) (*qcow2.Image, *zns.Device, *journalFile, error) {
+	h, wps, err := qcow2.ReadPointers(f)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("%s: %w", o.image, err)
+	}
+	g, err := geometry(h, wps, o)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("%s: %w", o.image, err)
+	}
+	j, err := openJournal(s, g.NrZones, g.Size)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("%s: %w", s.Device, err)
+	}
+	opt.Pointers = func(zone uint32) (uint64, bool) {
+		if zone >= g.NrZones {
+			return 0, false
+		}
+		return uint64(zone)*g.ZoneSize + j.Pointer(zone), true
+	}
+	im, err := qcow2.Open(f, opt)
+	if err != nil {
+		j.close()
+		return nil, nil, nil, fmt.Errorf("%s: %w", o.image, err)
+	}
+	d, err := zns.New(g, im, append(more(g.ZoneSize), zns.Resume(j.Journal))...)
+	if err != nil {
+		j.close()
+		return nil, nil, nil, errors.Join(fmt.Errorf("%s: %w", s.Device, err), im.Close())
+	}
+	return im, d, j, nil
+}
+
+// sameImage checks that the image is still the file that the device was made of.
+func (s *state) sameImage(now *state) error {
+	if s.Dev == now.Dev && s.Ino == now.Ino {
+		return nil
+	}
+	return fmt.Errorf("%s is another file than the one that %s was made of: put that back (inode %d), or detach the device", filepath.Clean(s.Image), s.Device, s.Ino)
+}

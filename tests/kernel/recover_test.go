@@ -1,0 +1,290 @@
+//go:build kernel
+
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// killed ends the server of d as the kernel's out-of-memory killer would. The
+// device waits.
+func (d *device) killed() {
+	h := d.im.h
+	h.t.Helper()
+	pid := d.server()
+	if pid == 0 {
+		h.t.Fatalf("no server for %s", d.node)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		h.t.Fatal(err)
+	}
+	h.wait("the server is gone", func() bool { return !alive(pid) })
+}
+
+// recovered starts another server.
+func (d *device) recovered() {
+	h := d.im.h
+	h.t.Helper()
+	if node := strings.TrimSpace(h.run(qzbd, "recover", d.node)); node != d.node {
+		h.t.Fatalf("recover said %q, want %q", node, d.node)
+	}
+}
+
+// What was acknowledged is there after a recovery, flushed or not, and so are
+// the conditions of zones; requests of the time without a server are answered
+// afterwards.
+func TestADeviceOutlivesItsServer(t *testing.T) {
+	for _, way := range attaching {
+		t.Run(way.name, func(t *testing.T) {
+			h := begin(t)
+			h.onExt4()
+			im := h.create("a.qcow2", mixed)
+			d := im.attach(append(way.flags, "--queues", queues())...)
+			k := d.open()
+			zones := k.zones()
+			first := 0
+			for zones[first].kind == conventional {
+				first++
+			}
+			at := func(i int) int64 { return zones[first+i].start }
+			k.write(1, 4096, 8192) // a conventional zone
+			k.write(2, at(0), 69632)
+			k.must(blkOpenZone, zones[first+1])
+			k.write(3, at(2), 4096)
+			k.must(blkFinishZone, zones[first+2])
+			k.write(4, at(3), 4096)
+			k.sync()
+			k.must(blkResetZone, zones[first+3])
+			before := k.zones()
+			d.killed()
+			if s := d.state(); s != "waiting" {
+				t.Errorf("list says %q", s)
+			}
+			done := make(chan error, 1)
+			go func() { done <- k.pwrite(at(0)+69632, pattern(2, at(0)+69632, 4096), 0) }()
+			says(t, h.refused(qzbd, "check", "-r", "all", im.path), d.node, "recover or detach")
+			says(t, h.refused(qzbd, "create", im.path, "64M"), d.node, "recover or detach")
+			says(t, h.refused(qzbd, "detach", d.node), "in use", "qzbd recover "+d.node)
+			d.recovered()
+			if err := <-done; err != nil {
+				t.Errorf("a write of the time without a server: %v", err)
+			}
+			before[first].wp += 4096
+			if after := k.zones(); fmt.Sprint(after) != fmt.Sprint(before) {
+				t.Errorf("zones were\n%v and are\n%v", before, after)
+			}
+			k.holds(1, 4096, 8192)
+			k.holds(2, at(0), 69632+4096)
+			k.holds(3, at(2), 4096)
+			k.zeros(at(3), 4096)
+			says(t, h.refused(qzbd, "recover", d.node), "nothing to recover")
+			k.close()
+			d.detach()
+			k = im.attach(way.flags...).open()
+			k.holds(2, at(0), 69632+4096)
+		})
+	}
+}
+
+// An image whose device waits is taken over by attach, and detach without a
+// server keeps what was acknowledged.
+func TestAttachAndDetachOfADeviceThatWaits(t *testing.T) {
+	h := begin(t)
+	im := h.create("a.qcow2", small)
+	d := im.attach("--queues", queues())
+	k := d.open()
+	k.write(1, 0, 69632)
+	d.killed()
+	if node := strings.TrimSpace(h.run(qzbd, "attach", "--queues", "1", im.path)); node != d.node {
+		t.Fatalf("attach made %s, %s waits", node, d.node)
+	}
+	k.write(1, 69632, 4096)
+	k.close()
+	d.killed()
+	h.run(qzbd, "detach", d.node)
+	d.gone = true
+	if _, err := os.Stat(d.node); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s is still there: %v", d.node, err)
+	}
+	if l := h.list(); len(l) != 0 {
+		t.Errorf("list says %v", l)
+	}
+	im.check()
+	k = im.attach().open()
+	k.isIn(0, closed, 69632+4096)
+	k.holds(1, 0, 69632+4096)
+}
+
+// Under load, again and again, at any moment: fio sees no error and finds all
+// its data.
+func TestFioNoticesNoDeathOfTheServer(t *testing.T) {
+	for i, way := range attaching {
+		t.Run(way.name, func(t *testing.T) {
+			h := begin(t)
+			h.onExt4()
+			im := h.create("a.qcow2", "size=256M,zone.size=8M,zone.capacity=6M,zone.conventional_zones=2,zone.max_open_zones=6,zone.max_active_zones=8")
+			d := im.attach(append(way.flags, "--queues", queues())...)
+			seed := rand.Uint64()
+			t.Logf("seed %d", seed)
+			rng := rand.New(rand.NewPCG(seed, 0))
+			fio := exec.Command("fio", "--name=load", "--filename="+d.node, "--direct=1", "--zonemode=zbd", "--offset=16M", "--size=240M",
+				"--ioengine="+engines[i], "--iodepth=16", "--rw=randwrite", "--bsrange=4k-64k", "--blockalign=4k",
+				"--max_open_zones=6", "--io_size=150M", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", fmt.Sprint("--randseed=", uint32(seed)))
+			h.survives(d, rng, 10, fio)
+		})
+	}
+}
+
+// Appends in flight are done once: none is answered with the place of another
+// one, each is where its answer says, and of those that were in doubt no more
+// than one copy each is left over.
+func TestAppendsInFlightAreDoneOnce(t *testing.T) {
+	h := begin(t)
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	im := h.create("a.qcow2", "size=256M,zone.size=64M")
+	d := im.attach("--queues", queues())
+	const writers, kills, most = 6, 8, 16 << 10
+	var mu sync.Mutex
+	var all []placed
+	t.Run("append", func(t *testing.T) { // the namespace goes before the device does
+		d := &device{im: &image{&host{t, h.dir}, im.path}, node: d.node}
+		n := d.overNVMe()
+		var stop atomic.Bool
+		var busy sync.WaitGroup
+		for w := range writers {
+			busy.Go(func() {
+				rnd := rand.New(rand.NewPCG(seed, uint64(w)))
+				for i := 0; !stop.Load(); i++ {
+					p := placed{seed: uint64(w)<<40 | uint64(i)<<20, n: 512 << rnd.IntN(6)}
+					at, err := n.append(int64(rnd.IntN(2))<<26, pattern(p.seed, 0, p.n))
+					if err != nil {
+						t.Errorf("append %d of writer %d: %v", i, w, err)
+						return
+					}
+					p.at = at
+					mu.Lock()
+					all = append(all, p)
+					mu.Unlock()
+				}
+			})
+		}
+		count := func() int {
+			mu.Lock()
+			defer mu.Unlock()
+			return len(all)
+		}
+		rnd := rand.New(rand.NewPCG(seed, writers))
+		for range kills {
+			more := count() + rnd.IntN(100)
+			h.wait("appends are answered", func() bool { return t.Failed() || count() > more })
+			d.killed()
+			d.recovered()
+		}
+		stop.Store(true)
+		busy.Wait()
+	})
+	slices.SortFunc(all, func(a, b placed) int { return int(a.at - b.at) })
+	k := d.open()
+	var end, answered int64
+	for _, p := range all {
+		if p.at < end {
+			t.Fatalf("two appends went to %#x", p.at)
+		}
+		end = p.at + int64(p.n)
+		answered += int64(p.n)
+		k.same(p.at, pattern(p.seed, 0, p.n))
+	}
+	written := k.zone(0).written() + k.zone(1).written()
+	t.Logf("%d appends, %d bytes, were answered; %d bytes are written", len(all), answered, written)
+	if most := answered + kills*writers*most; written > most {
+		t.Errorf("%d bytes are written, at most %d could be", written, most)
+	}
+	k.close()
+	d.detach()
+}
+
+// File systems see no error either.
+func TestFileSystemsNoticeNoDeathOfTheServer(t *testing.T) {
+	for _, fs := range []string{"btrfs", "f2fs"} {
+		t.Run(fs, func(t *testing.T) {
+			h := begin(t)
+			im := h.create("a.qcow2", "size=1G,zone.size=16M,zone.conventional_zones=4")
+			d := im.attach("--queues", queues())
+			if fs == "btrfs" {
+				h.tool("mkfs.btrfs", "-q", "-O", "zoned", "-d", "single", "-m", "single", d.node)
+			} else {
+				h.tool("mkfs.f2fs", "-q", "-m", d.node)
+			}
+			dir, unmount := h.mount(fs, d.node)
+			seed := rand.Uint64()
+			t.Logf("seed %d", seed)
+			// dd says what went wrong, and cmp compares what it wrote.
+			script := fmt.Sprintf(`set -e
+dd if=/dev/urandom of=%[1]s/source bs=1M count=8 2>/dev/null
+for i in 1 2 3 4 5 6 7 8 9 10 11 12; do dd if=%[1]s/source of=%[2]s/f$i bs=64k conv=fsync 2>/dev/null; done
+for i in 1 2 3 4 5 6 7 8 9 10 11 12; do cmp %[1]s/source %[2]s/f$i; done`, h.dir, dir)
+			h.survives(d, rand.New(rand.NewPCG(seed, 0)), 5, exec.Command("sh", "-c", script))
+			unmount()
+			d.detach()
+		})
+	}
+}
+
+// survives runs a program and kills the server of its device n times meanwhile,
+// or until it has ended.
+func (h *host) survives(d *device, rng *rand.Rand, n int, cmd *exec.Cmd) {
+	h.t.Helper()
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		h.t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	kills := 0
+	var longest time.Duration
+	for {
+		// So many requests of this life, and then some.
+		load := d.completed() + rng.IntN(600)
+		for deadline := time.Now().Add(moment); d.completed() < load && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			if len(ended) > 0 {
+				break
+			}
+		}
+		if len(ended) > 0 || kills == n {
+			break
+		}
+		d.killed()
+		began := time.Now()
+		d.recovered()
+		longest = max(longest, time.Since(began))
+		kills++
+	}
+	select {
+	case err := <-ended:
+		if err != nil {
+			h.t.Errorf("after %d kills: %v\n%s", kills, err, out.String())
+		}
+	case <-time.After(2 * patience):
+		_ = unix.Kill(cmd.Process.Pid, unix.SIGKILL)
+		h.t.Fatalf("after %d kills the program hangs\n%s", kills, out.String())
+	}
+	if kills < n/2 {
+		h.t.Errorf("only %d kills: the program was too short", kills)
+	}
+	h.t.Logf("%d kills, the longest recovery took %v", kills, longest.Round(time.Millisecond))
+}
