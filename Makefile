@@ -66,7 +66,7 @@ mutants:
 	go test -count=1 -timeout=3h -tags=mutants -v ./tests/mutants
 
 powercut: build vm
-	go test -count=1 -timeout=12h -tags=machine -v ./tests/powercut -powercuts=$(CUTS)
+	go test -count=1 -timeout=12h -tags=machine -v -run='PowerCutsUnder$(KIND)' ./tests/powercut -powercuts=$(CUTS) $(if $(filter command line,$(origin SEED)),-seed=$(SEED))
 
 clean:
 	rm -rf bin

@@ -250,7 +250,7 @@ func (s *state) settle() error {
 		return err
 	}
 	if last.Failure != "" {
-		return fmt.Errorf("%s is detached, but not in order: %s: what was written after the last completed flush may be lost; attach mends the image", s.Device, last.Failure)
+		return fmt.Errorf("%s is detached, but not in order (%s): what was written after the last completed flush may be lost; see to the disk, then attach mends the image", s.Device, last.Failure)
 	}
 	if kept {
 		printWarning(fmt.Sprintf("the server of %s had died: what it had acknowledged is in %s", s.Device, s.Image))

@@ -12,6 +12,8 @@
 // is attached, mended, checked and detached. The image is attached with --direct
 // or without, by chance.
 //
+//	make powercut CUTS=5 KIND=Fio SEED=1
+//
 // Tests have the build tag machine. Flags: -powercuts, -seed, -kernel. QZBD_BIN
 // names the program, by default bin/qzbd of this module.
 package powercut

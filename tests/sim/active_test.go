@@ -13,11 +13,10 @@ import (
 // sectors of zonedmeta: between two of its flushes some are filled and others
 // begun, and the power goes off while the pointers are written.
 func TestZonesLeaveTheActiveSetBeforeOthersEnter(t *testing.T) {
-	seed := rand.Uint64()
+	seed := *firstFlag
 	if *seedFlag != 0 {
 		seed = *seedFlag
 	}
-	t.Logf("-seed=%d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
 	s := spec{CreateOptions: qcow2.CreateOptions{ClusterSize: 512, RefcountBits: 16, Size: 192 * 4 << 10, ZoneSize: 4 << 10, ZoneCapacity: 2048, MaxActive: 3}}
 	h := newHost(t, rng.IntN, s)
@@ -28,7 +27,7 @@ func TestZonesLeaveTheActiveSetBeforeOthersEnter(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { h.im.Abandon() }()
-	for range *cutsFlag / 10 {
+	for range max(*cutsFlag/10, 1) {
 		for range 1 + rng.IntN(3) {
 			h.turnOver(rng)
 			if rng.IntN(2) == 0 {

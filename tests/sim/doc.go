@@ -26,6 +26,6 @@
 // promise is added to may (model_test.go), with a patch in package mutants that
 // breaks it.
 //
-// The other files are the tests. Flags: -cuts, -seed, -rapid.checks,
-// -rapid.seed.
+// The other files are the tests. Flags: -cuts, -first (the first seed of the
+// crash simulation), -seed (only that one), -storm, -rapid.checks, -rapid.seed.
 package sim
