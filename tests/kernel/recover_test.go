@@ -142,7 +142,7 @@ func TestFioNoticesNoDeathOfTheServer(t *testing.T) {
 			rng := rand.New(rand.NewPCG(seed, 0))
 			fio := exec.Command("fio", "--name=load", "--filename="+d.node, "--direct=1", "--zonemode=zbd", "--offset=16M", "--size=240M",
 				"--ioengine="+engines[i], "--iodepth=16", "--rw=randwrite", "--bsrange=4k-64k", "--blockalign=4k",
-				"--max_open_zones=6", "--io_size=150M", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", fmt.Sprint("--randseed=", uint32(seed)))
+				"--max_open_zones=6", "--io_size=64M", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", fmt.Sprint("--randseed=", uint32(seed)))
 			h.survives(d, rng, 10, fio)
 		})
 	}
@@ -259,7 +259,7 @@ func (h *host) survives(d *device, rng *rand.Rand, n int, cmd *exec.Cmd) {
 	var longest time.Duration
 	for {
 		// So many requests of this life, and then some.
-		load := d.completed() + rng.IntN(600)
+		load := d.completed() + rng.IntN(300)
 		for deadline := time.Now().Add(moment); d.completed() < load && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 			if len(ended) > 0 {
 				break
