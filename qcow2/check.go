@@ -151,6 +151,8 @@ type checker struct {
 	// unplaced counts down, per partly written zone, the clusters below its
 	// pointer that have no place in the file.
 	unplaced []int64
+	full     []int64 // per full zone: its clusters; unplaced is minus those that have a place
+	leaked   []run   // what nothing refers to, though its refcount says so
 	refs     refMap
 	table    []uint64 // the refcount table
 	blocks   blockCache
@@ -168,7 +170,7 @@ func (c *checker) judgePointers(meta []byte) {
 	cs := uint64(h.ClusterSize())
 	partly := uint32(0)
 	c.masked = make([]uint64, h.Zoned.NrZones)
-	c.unplaced = make([]int64, h.Zoned.NrZones)
+	c.unplaced, c.full = make([]int64, h.Zoned.NrZones), make([]int64, h.Zoned.NrZones)
 	for i := range h.Zoned.NrZones {
 		start := h.ZoneStart(i)
 		c.masked[i] = start + h.ZoneLength(i)
@@ -185,6 +187,8 @@ func (c *checker) judgePointers(meta []byte) {
 		if wp > start && wp < start+h.ZoneCapacity(i) {
 			partly++
 			c.unplaced[i] = int64(c.masked[i]-start) >> h.ClusterBits
+		} else if wp > start {
+			c.full[i] = int64(c.masked[i]-start) >> h.ClusterBits
 		}
 	}
 	if limit := h.Zoned.MaxActive; limit != 0 && partly > limit {
@@ -433,7 +437,49 @@ func (c *checker) compare(cluster int64, refcount uint64) {
 		// More references than are counted.
 	case refcount > refs:
 		c.rep.leak(1, "the cluster at %#x has refcount %d, but %d references", cluster<<c.h.ClusterBits, refcount, refs)
+		if refs == 0 {
+			c.leaked = append(c.leaked, run{cluster, 1})
+			c.leaked = mergeLast(c.leaked)
+		}
 	}
+}
+
+// mergeLast joins the last run to the one before it if it follows that.
+func mergeLast(rs []run) []run {
+	if k := len(rs) - 1; k > 0 && rs[k-1].end() == rs[k].start {
+		rs[k-1].n += rs[k].n
+		return rs[:k]
+	}
+	return rs
+}
+
+// orphans reports how many clusters below write pointers have no place in the
+// file, if leaked clusters hold data that could be theirs: what write-zeroes and
+// finish leave looks like what a lost piece of a mapping table leaves, but that
+// leaves data, too.
+func (c *checker) orphans() (missing int64, err error) {
+	for i := range c.full {
+		missing += max(c.full[i]+c.unplaced[i], 0)
+	}
+	if missing == 0 {
+		return 0, nil
+	}
+	buf := make([]byte, c.h.ClusterSize())
+	for _, r := range c.leaked {
+		for cluster := r.start; cluster < r.end(); cluster++ {
+			at := cluster << c.h.ClusterBits
+			if at >= c.rep.ImageEnd || isHole(c.f, at, int64(len(buf))) {
+				continue
+			}
+			if err := readPadded(c.f, buf, at); err != nil {
+				return 0, fmt.Errorf("read leaked cluster at %#x: %w", at, err)
+			}
+			if !allZero(buf) {
+				return missing, nil
+			}
+		}
+	}
+	return 0, nil
 }
 
 // findUncounted finds references to clusters for which there is no refcount

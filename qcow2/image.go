@@ -154,6 +154,10 @@ func Open(f File, o Options) (*Image, error) {
 	return im, nil
 }
 
+// Forget makes sure that an image which nobody serves, and which was not closed,
+// is read from the disk: see settle.
+func Forget(f File) { _ = settle(f, &Options{ReadOnly: true}) }
+
 // settle makes the file's page cache and its disk the same. What is only in the
 // cache is not durable: a predecessor may have been killed. Worse, what the
 // kernel could not write it calls clean and keeps, and tells of that only once

@@ -43,9 +43,18 @@ func Repair(f File, mode RepairMode, progress func(done, total int64)) (before, 
 		return nil, nil, err
 	}
 	before = &c.rep
+	var missing int64
+	if !before.Dirty && before.Leaks != 0 && before.Corruptions == 0 {
+		if missing, err = c.orphans(); err != nil {
+			return before, nil, fmt.Errorf("repair: %w", err)
+		}
+	}
 	switch {
 	case c.badPointers:
 		before.untouched("no repair knows what write pointers should be")
+		return before, before, nil
+	case missing != 0:
+		before.untouched(fmt.Sprintf("%d clusters below write pointers have no place in the file, and leaked clusters hold data: it may be theirs, if a piece of a mapping table was lost", missing))
 		return before, before, nil
 	case before.Dirty, mode == RepairAll && before.Corruptions+before.Leaks != 0:
 		err = rebuildFile(f, progress)

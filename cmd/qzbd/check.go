@@ -130,7 +130,7 @@ func printCheck(rep *qcow2.CheckReport) {
 	case rep.Corruptions > 0:
 		fmt.Printf("Errors were found on the image: corruptions %d, leaked clusters %d.\n", rep.Corruptions, rep.Leaks)
 	case rep.Leaks > 0:
-		fmt.Printf("Leaked clusters were found on the image: %d. They waste space but harm nothing.\n", rep.Leaks)
+		fmt.Printf("Leaked clusters were found on the image: %d. They waste space and harm nothing.\n", rep.Leaks)
 	default:
 		fmt.Println("No errors were found on the image.")
 	}

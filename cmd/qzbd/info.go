@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -74,6 +75,23 @@ func imageOf(name string) (string, error) {
 	return name, nil
 }
 
+// sameAs checks that f is the image that the device, if it is one, was made of:
+// the file may have been moved, and another one may have its name.
+func sameAs(device string, f *os.File) error {
+	list, err := findStates(device)
+	if err != nil || len(list) == 0 || list[0].Device != device {
+		return err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if sys := st.Sys().(*syscall.Stat_t); sys.Dev != list[0].Dev || sys.Ino != list[0].Ino {
+		return fmt.Errorf("%s is not the file that %s was made of: that has been moved or removed (inode %d)", f.Name(), device, list[0].Ino)
+	}
+	return nil
+}
+
 func readInfo(name string) (*imageInfo, error) {
 	image, err := imageOf(name)
 	if err != nil {
@@ -84,6 +102,13 @@ func readInfo(name string) (*imageInfo, error) {
 		return nil, err
 	}
 	defer f.Close()
+	if err := sameAs(name, f); err != nil {
+		return nil, err
+	}
+	live := liveState(image)
+	if live == nil {
+		qcow2.Forget(qcow2.NewOSFile(f))
+	}
 	info, err := qcow2.ReadInfo(qcow2.NewOSFile(f))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", image, err)
@@ -95,8 +120,8 @@ func readInfo(name string) (*imageInfo, error) {
 	}
 	s := list[0]
 	in.Device, in.State, in.Failure = s.Device, s.status(), s.Failure
-	if s := liveState(image); s != nil {
-		zones, err := ublk.ReportZones(s.Device)
+	if live != nil {
+		zones, err := ublk.ReportZones(live.Device)
 		if err != nil {
 			return nil, err
 		}

@@ -266,6 +266,9 @@ func (s *state) clear() error {
 	if err != nil {
 		return err
 	}
+	if err := awaitDeath(s, mark); err != nil {
+		return err
+	}
 	if err := deleteDevice(s.ID, mark); err != nil {
 		return fmt.Errorf("the server of %s is gone and its device cannot be removed: %w", s.Device, err)
 	}
@@ -278,6 +281,30 @@ func (s *state) mark() (uint64, error) {
 		return 0, fmt.Errorf("the record of %s in %s is damaged (mark %q): remove it if no qzbd process serves the device", s.Device, stateDir(s.ID), s.Mark)
 	}
 	return mark, nil
+}
+
+// awaitDeath makes sure that the kernel, too, thinks that the device has no
+// server any more: a process of another pid namespace is alive and cannot be
+// seen. After a death that takes the kernel a moment.
+func awaitDeath(s *state, mark uint64) error {
+	c, err := ublk.Open()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for deadline := time.Now().Add(dyingWait); ; time.Sleep(dyingWait / 1000) {
+		info, err := c.Info(context.Background(), s.ID)
+		switch {
+		case errors.Is(err, ublk.ErrNoDevice):
+			return nil
+		case err != nil:
+			return err
+		case info.Mark != mark || info.State != ublk.StateLive:
+			return nil
+		case time.Now().After(deadline):
+			return fmt.Errorf("%s has a server, although process %d of its record is not to be seen from here: detach it where that runs", s.Device, s.PID)
+		}
+	}
 }
 
 // deleteDevice removes the device of a server that is gone, if it is there and

@@ -61,6 +61,7 @@ func readZones(name string) ([]zns.Zone, error) {
 		return nil, err
 	}
 	defer f.Close()
+	qcow2.Forget(qcow2.NewOSFile(f))
 	h, wps, err := qcow2.ReadPointers(qcow2.NewOSFile(f))
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)

@@ -143,7 +143,7 @@ func TestFioNoticesNoDeathOfTheServer(t *testing.T) {
 			fio := exec.Command("fio", "--name=load", "--filename="+d.node, "--direct=1", "--zonemode=zbd", "--offset=16M", "--size=240M",
 				"--ioengine="+engines[i], "--iodepth=16", "--rw=randwrite", "--bsrange=4k-64k", "--blockalign=4k",
 				"--max_open_zones=6", "--io_size=64M", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", fmt.Sprint("--randseed=", uint32(seed)))
-			h.survives(d, rng, 10, fio)
+			h.survives(d, rng, 10, 300, fio)
 		})
 	}
 }
@@ -237,7 +237,7 @@ func TestFileSystemsNoticeNoDeathOfTheServer(t *testing.T) {
 dd if=/dev/urandom of=%[1]s/source bs=1M count=8 2>/dev/null
 for i in 1 2 3 4 5 6 7 8 9 10 11 12; do dd if=%[1]s/source of=%[2]s/f$i bs=64k conv=fsync 2>/dev/null; done
 for i in 1 2 3 4 5 6 7 8 9 10 11 12; do cmp %[1]s/source %[2]s/f$i; done`, h.dir, dir)
-			h.survives(d, rand.New(rand.NewPCG(seed, 0)), 5, exec.Command("sh", "-c", script))
+			h.survives(d, rand.New(rand.NewPCG(seed, 0)), 5, 40, exec.Command("sh", "-c", script))
 			unmount()
 			d.detach()
 		})
@@ -245,8 +245,8 @@ for i in 1 2 3 4 5 6 7 8 9 10 11 12; do cmp %[1]s/source %[2]s/f$i; done`, h.dir
 }
 
 // survives runs a program and kills the server of its device n times meanwhile,
-// or until it has ended.
-func (h *host) survives(d *device, rng *rand.Rand, n int, cmd *exec.Cmd) {
+// each after most requests at most, or until it has ended.
+func (h *host) survives(d *device, rng *rand.Rand, n, most int, cmd *exec.Cmd) {
 	h.t.Helper()
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -259,7 +259,7 @@ func (h *host) survives(d *device, rng *rand.Rand, n int, cmd *exec.Cmd) {
 	var longest time.Duration
 	for {
 		// So many requests of this life, and then some.
-		load := d.completed() + rng.IntN(300)
+		load := d.completed() + rng.IntN(most)
 		for deadline := time.Now().Add(moment); d.completed() < load && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 			if len(ended) > 0 {
 				break
