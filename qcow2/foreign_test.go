@@ -348,3 +348,36 @@ func TestACopiedClusterIsDurableBeforeItIsReferredTo(t *testing.T) {
 		wantClean(t, g)
 	}
 }
+
+// The same of a table: its entries are durable before the L1 entry leads to the
+// copy.
+func TestACopiedTableIsDurableBeforeItIsReferredTo(t *testing.T) {
+	f := newMemFile()
+	build(t, f, small)
+	im := open(t, f, Options{})
+	off := im.zoneStart(0) // conventional
+	must(t, put(im, fill(4096, 2), off))
+	must(t, im.Close())
+	h, err := ReadHeader(f)
+	must(t, err)
+	var b [8]byte
+	must(t, readPadded(f, b[:], h.L1Offset))
+	b[0] &^= 0x80 // the flag
+	_, err = f.WriteAt(b[:], h.L1Offset)
+	must(t, err)
+	must(t, f.Sync())
+	im = open(t, f, Options{})
+	must(t, put(im, fill(512, 9), off+uint64(4*im.cs)))
+	im.Abandon()
+	for seed := range uint64(50) {
+		g := f.cut(rand.New(rand.NewPCG(seed, 0)))
+		im := open(t, g, Options{})
+		p, err := read(im, 4096, off)
+		must(t, err)
+		if !bytes.Equal(p, fill(4096, 2)) {
+			t.Fatalf("seed %d: other data after a cut", seed)
+		}
+		must(t, im.Close())
+		wantClean(t, g)
+	}
+}
