@@ -260,7 +260,10 @@ func (im *Image) takePointers(h *Header, reached func(zone uint32) (wp uint64, k
 		case !known:
 		case wp < start || wp > end || wp%sectorSize != 0:
 			return fmt.Errorf("zone %d cannot have been written up to %d: it lies in [%d, %d]", zone, wp, start, end)
-		case wp != min(im.pointers.get(zone), end):
+		case wp == min(im.pointers.get(zone), end):
+		case !h.Dirty():
+			return fmt.Errorf("zone %d was written up to %d, but the image has been closed since: these pointers are of an earlier time", zone, wp)
+		default:
 			im.pointers.stage(zone, wp)
 		}
 	}
