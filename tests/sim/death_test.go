@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime"
-	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -232,7 +232,11 @@ func (l *life) work(inOrder bool) {
 		time.Sleep(time.Duration(w.rng.IntN(60_000)>>w.rng.IntN(6))*2 + 1)
 		w.mu.Lock()
 		l.dead = true
-		w.mem = slices.Clone(w.mem) // what the dead one still does goes nowhere
+		left := make([]uint64, len(w.mem)) // what the dead one still does goes nowhere
+		for i := range left {
+			left[i] = atomic.LoadUint64(&w.mem[i])
+		}
+		w.mem = left
 		w.disk = l.disk.Kill()
 		w.log = append(w.log, "killed")
 		for c, e := range w.open {
