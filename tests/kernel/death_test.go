@@ -6,7 +6,6 @@ import (
 	"errors"
 	"os"
 	"strings"
-	"syscall"
 	"testing"
 )
 
@@ -15,16 +14,10 @@ import (
 func (d *device) kill() {
 	h := d.im.h
 	h.t.Helper()
-	pid := d.server()
-	if pid == 0 {
-		h.t.Fatalf("no server for %s", d.node)
-	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		h.t.Fatal(err)
-	}
+	d.killed()
 	h.wait("the node goes with its server", func() bool {
 		_, err := os.Stat(d.node)
-		return !alive(pid) && errors.Is(err, os.ErrNotExist)
+		return errors.Is(err, os.ErrNotExist)
 	})
 	d.gone = true
 }
