@@ -28,6 +28,8 @@ type server struct {
 	log   *zap.Logger
 	stop  chan os.Signal
 	trace *zoneTrace // nil: off
+	// control answers other qzbd processes.
+	control *controlServer
 	// journal is what a successor goes on from; nil: there is to be none.
 	journal *journalFile
 	// failed receives the reason why the image takes no more writes (I8).
@@ -47,7 +49,7 @@ type server struct {
 // usable and returns after the orderly stop. It takes over file, which is
 // locked.
 func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) error) error {
-	srv := &server{log: log, stop: make(chan os.Signal, 1), failed: make(chan error, 1)}
+	srv := &server{log: log, stop: make(chan os.Signal, 1), failed: make(chan error, 1), control: newControl(log)}
 	srv.warn = func(what string) {
 		log.Warn(what)
 		if o.warn != nil {
@@ -283,6 +285,10 @@ func (srv *server) takeOver(o *attachOptions, f *qcow2.OSFile, open qcow2.Option
 	}
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
+	// The device is served all the same.
+	if err := srv.control.listen(stateDir(o.id)); err != nil {
+		srv.log.Error("nobody can ask this server anything", zap.Error(err))
+	}
 	if err := srv.state.save(); err != nil {
 		srv.log.Error("the record of the device still names its dead server", zap.Error(err))
 	}
@@ -298,6 +304,13 @@ func (srv *server) added(id int, mark, size uint64) error {
 		if err := srv.journal.publish(srv.state, size); err != nil {
 			return fmt.Errorf("make a journal in %s: %w", stateRoot, err)
 		}
+	}
+	dir := stateDir(id)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if err := srv.control.listen(dir); err != nil { // before the record that leads to it
+		return err
 	}
 	if err := srv.state.save(); err != nil {
 		return fmt.Errorf("record the device in %s: %w", stateRoot, err)
@@ -319,6 +332,7 @@ func (srv *server) end() error {
 		srv.trace.close() // no request is left that could change a zone
 	}
 	err := srv.image.Close() // which may fail the image
+	srv.control.close()
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
 	s := srv.state
