@@ -12,8 +12,12 @@ SEED ?= $(shell date +%s)
 N ?= 20000
 CUTS ?= 1
 LONGTIME ?= 30m
+KILLS ?= 50
+SERIES ?= 6.12 7
+space := $(subst ,, )
+comma := ,
 
-.PHONY: build vm zbdtest driver install demo test unit race fuzz long vm-test test-native lint clean sim mutants powercut
+.PHONY: build vm zbdtest driver install demo test unit race fuzz long vm-test test-native lint clean sim mutants powercut kills
 
 build: # a second -ldflags replaces the first, so it repeats it
 	go build -ldflags='-checklinkname=0 -X main.version=$(version)' -o bin/qzbd ./cmd/qzbd
@@ -58,6 +62,9 @@ fuzz: driver
 
 long: driver # on both kernels, one after the other
 	bin/all -only deps,build,kernels,long-6.12,long-7 -longtime $(LONGTIME)
+
+kills: driver # of servers, on both kernels, one after the other
+	bin/all -only deps,build,kernels,$(subst $(space),$(comma),$(SERIES:%=kills-%)) -kills $(KILLS) -seed $(SEED)
 
 sim: driver # from a seed that nobody has seen
 	bin/all -only sim -seed $(SEED) -cuts $(N)
