@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -221,22 +219,23 @@ type Info struct {
 	MaxIO    int // bytes
 	Features Features
 	// Mark tells devices apart that have had the same number: Start draws it.
-	// Other programs mostly leave it 0.
+	// Of a device that is not Ours it means nothing.
 	Mark uint64
 }
 
 // Path is the block device's node.
 func (i Info) Path() string { return NodePath(i.ID) }
 
-// NodePath is the block device's node of device id.
+// NodePath is the block device's node of device id, CharPath the one its server
+// works with, which is there as long as the device.
 func NodePath(id int) string { return "/dev/ublkb" + strconv.Itoa(id) }
-func charPath(id int) string { return "/dev/ublkc" + strconv.Itoa(id) }
+func CharPath(id int) string { return "/dev/ublkc" + strconv.Itoa(id) }
 
 // Info describes the device id; ErrNoDevice if there is none.
 func (c *Control) Info(ctx context.Context, id int) (Info, error) {
 	// The buffer begins with the path of the char device, which the driver
 	// checks permissions against.
-	path := append([]byte(charPath(id)), 0)
+	path := append([]byte(CharPath(id)), 0)
 	buf := append(slices.Clone(path), make([]byte, unsafe.Sizeof(devInfo{}))...)
 	cmd := ctrlCmd{DevID: uint32(id), QueueID: noQueue, DevPathLen: uint16(len(path))}
 	if err := c.do(ctx, cmdGetDevInfo2, cmd, buf); err != nil {
@@ -249,35 +248,6 @@ func (c *Control) Info(ctx context.Context, id int) (Info, error) {
 		Queues: int(d.NrHWQueues), Depth: int(d.QueueDepth), MaxIO: int(d.MaxIOBufBytes),
 		Features: Features(d.Flags), Mark: d.SrvFlags,
 	}, nil
-}
-
-// List describes all devices, by ID.
-func (c *Control) List(ctx context.Context) ([]Info, error) {
-	names, err := os.ReadDir("/dev")
-	if err != nil {
-		return nil, fmt.Errorf("ublk: list devices: %w", err)
-	}
-	var all []Info
-	for _, n := range names {
-		num, ok := strings.CutPrefix(n.Name(), "ublkc")
-		if !ok {
-			continue
-		}
-		id, err := strconv.Atoi(num)
-		if err != nil {
-			continue
-		}
-		info, err := c.Info(ctx, id)
-		if errors.Is(err, ErrNoDevice) {
-			continue // it went in between
-		}
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, info)
-	}
-	slices.SortFunc(all, func(a, b Info) int { return a.ID - b.ID })
-	return all, nil
 }
 
 // Stop stops the device id, whoever serves it: what is dirty in its page cache

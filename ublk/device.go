@@ -5,8 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
-	"math/rand/v2"
 	"os"
 	"sync"
 	"syscall"
@@ -73,8 +71,7 @@ func Start(ctx context.Context, cfg Config, target Target) (*Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	mark := 1 + rand.Uint64N(math.MaxUint64) // not what a device without a mark has
-	d := newDevice(cfg, target, ctl, cfg.ID, mark)
+	d := newDevice(cfg, target, ctl, cfg.ID, drawMark())
 	if err := d.start(ctx, &p); err != nil {
 		ctl.Close()
 		return nil, err
@@ -174,16 +171,16 @@ func openChar(ctx context.Context, id int) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, nodeWait)
 	defer cancel()
 	for {
-		fd, err := unix.Open(charPath(id), unix.O_RDWR|unix.O_CLOEXEC, 0)
+		fd, err := unix.Open(CharPath(id), unix.O_RDWR|unix.O_CLOEXEC, 0)
 		if err == nil {
 			return fd, nil
 		}
 		if !errors.Is(err, syscall.ENOENT) {
-			return -1, fmt.Errorf("ublk: open %s: %w", charPath(id), err)
+			return -1, fmt.Errorf("ublk: open %s: %w", CharPath(id), err)
 		}
 		select {
 		case <-ctx.Done():
-			return -1, fmt.Errorf("ublk: %s did not appear within %v: is devtmpfs mounted on /dev?: %w", charPath(id), nodeWait, err)
+			return -1, fmt.Errorf("ublk: %s did not appear within %v: is devtmpfs mounted on /dev?: %w", CharPath(id), nodeWait, err)
 		case <-time.After(time.Millisecond):
 		}
 	}

@@ -18,7 +18,8 @@
 //	config.go   what a caller chooses
 //	recover.go  the device outlives its server: Recover, Leave
 //	params.go   everything that the kernel would refuse, refused first
-//	control.go  /dev/ublk-control: add, start, stop, delete, list
+//	control.go  /dev/ublk-control: add, start, stop, delete
+//	list.go     which devices there are, and whether they are ours
 //	open.go     why there is no ublk here, in one sentence
 //	features.go what this kernel's ublk can do
 //	errno.go    the outcome of a request as an errno

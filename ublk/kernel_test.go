@@ -511,8 +511,8 @@ func TestSomebodyElseCanStopTheDevice(t *testing.T) {
 		if err := d.Stop(); !errors.Is(err, ErrGone) {
 			t.Errorf("%s: stop afterwards: %v", how.name, err)
 		}
-		if _, err := os.Stat(charPath(d.ID())); err == nil {
-			t.Errorf("%s: %s is still there", how.name, charPath(d.ID()))
+		if _, err := os.Stat(CharPath(d.ID())); err == nil {
+			t.Errorf("%s: %s is still there", how.name, CharPath(d.ID()))
 		}
 	}
 }

@@ -114,7 +114,7 @@ func (q *queue) open() error {
 	}
 	q.ring = ring
 	if err := ring.RegisterFiles(q.charFD, q.dev.cfg.DataFD); err != nil {
-		return fmt.Errorf("ublk: register %s and the data file with descriptor %d: %w", charPath(q.dev.id), q.dev.cfg.DataFD, err)
+		return fmt.Errorf("ublk: register %s and the data file with descriptor %d: %w", CharPath(q.dev.id), q.dev.cfg.DataFD, err)
 	}
 	return q.bufs.open(depth, q.dev.cfg.MaxIO)
 }

@@ -119,7 +119,8 @@ func readInfo(name string) (*imageInfo, error) {
 		return in, err
 	}
 	s := list[0]
-	in.Device, in.State, in.Failure = s.Device, s.status(), s.Failure
+	k := askKernel()
+	in.Device, in.State, in.Failure = s.Device, s.status(&k), s.Failure
 	if live != nil {
 		zones, err := ublk.ReportZones(live.Device)
 		if err != nil {

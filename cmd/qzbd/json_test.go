@@ -24,7 +24,7 @@ var jsonTypes = []struct {
 	{"info", &imageInfo{}},
 	{"check", &qcow2.CheckReport{}},
 	{"zones", []zoneJSON{}},
-	{"list", []listEntry{}},
+	{"list", []device{}},
 	{"features", []featureJSON{}},
 }
 
@@ -57,7 +57,7 @@ func fields(t reflect.Type, path string) []string {
 				continue
 			}
 			sub := fields(f.Type, strings.TrimPrefix(path+"."+name, "."))
-			if strings.Contains(options, "omitempty") {
+			if strings.Contains(options, "omitempty") || strings.Contains(options, "omitzero") {
 				for j := range sub {
 					sub[j] += ", optional"
 				}

@@ -4,61 +4,57 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"strconv"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 )
 
-// listEntry is one line of list and one element of list --json.
-type listEntry struct {
-	*state
-	// Status is "live", "failed" (serving, but the image takes no more
-	// writes), "waiting" (the server is gone, the device waits for another
-	// one) or "dead" (the server is gone, and the device).
-	Status string `json:"state"`
-}
-
-func (s *state) status() string {
-	switch {
-	case s.waits():
-		return "waiting"
-	case !s.alive():
-		return "dead"
-	case s.Failure != "":
-		return "failed"
-	}
-	return "live"
-}
-
 func listCommand() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "List the devices of qzbd",
-		Args:  needs(),
+		Short: "List the devices of qzbd, and what there is beside them",
+		Long: `List shows every ublk device and every record of one. Its state is
+
+live     served
+failed   served, but the image takes no more writes
+waiting  the server is gone: qzbd recover, or qzbd detach
+dead     the server and the device are gone, up to a rest: qzbd attach the image
+         again, or qzbd detach
+orphan   a device of qzbd whose record in /run/qzbd is gone: qzbd detach
+foreign  another program's device, which qzbd leaves alone
+unknown  an orphan or foreign: only root can tell`,
+		Args: needs(),
 		RunE: func(*cobra.Command, []string) error {
-			all, err := states()
+			all, k, err := devices()
 			if err != nil {
 				return err
 			}
-			entries := make([]listEntry, 0, len(all))
-			for _, s := range all {
-				entries = append(entries, listEntry{s, s.status()})
+			if k.err != nil {
+				printWarning(k.err.Error())
 			}
 			if asJSON {
-				return printJSON(entries)
+				return printJSON(all)
 			}
 			w := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
 			fmt.Fprintln(w, "ID\tDEVICE\tSTATE\tPID\tQUEUES\tIMAGE")
-			for _, e := range entries {
-				fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%d\t%s\n", e.ID, e.Device, e.Status, e.PID, e.Queues, e.Image)
+			for _, d := range all {
+				pid, image := "-", "-"
+				if d.PID > 0 {
+					pid = strconv.Itoa(d.PID)
+				}
+				if d.Image != "" {
+					image = d.Image
+				}
+				fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%d\t%s\n", d.ID, d.Device, d.Status, pid, d.Queues, image)
 			}
 			if err := w.Flush(); err != nil {
 				return err
 			}
-			for _, e := range entries {
-				if e.Failure != "" {
-					fmt.Fprintf(os.Stderr, "qzbd: %s: %s\n", e.Device, e.Failure)
+			for _, d := range all {
+				if d.Failure != "" {
+					fmt.Fprintf(os.Stderr, "qzbd: %s: %s\n", d.Device, d.Failure)
 				}
 			}
 			return nil

@@ -30,21 +30,18 @@ a pause and no error, and everything that was acknowledged is there.`,
 			return nil
 		},
 		RunE: func(_ *cobra.Command, args []string) error {
-			list, err := states()
-			if !all {
-				list, err = findStates(args[0])
+			if all {
+				return recoverAll()
 			}
+			list, err := findStates(args[0])
 			if err != nil {
 				return err
 			}
-			if !all && len(list) == 0 {
-				return fmt.Errorf("%s is not attached: qzbd list shows what is", args[0])
+			if len(list) == 0 {
+				return explainUnrecorded(args[0])
 			}
 			var errs []error
 			for _, s := range list {
-				if all && !s.waits() {
-					continue
-				}
 				errs = append(errs, s.recover())
 			}
 			return errors.Join(errs...)
@@ -54,14 +51,53 @@ a pause and no error, and everything that was acknowledged is there.`,
 	return cmd
 }
 
-// waits reports whether the server is gone and the device is there: without
-// recovery the kernel removes it.
-func (s *state) waits() bool {
-	if !s.Recovery || s.alive() {
-		return false
+// recoverAll takes over every device that waits, and says of what else has no
+// server why it does not. Of foreign devices it says nothing.
+func recoverAll() error {
+	all, k, err := devices()
+	if err != nil {
+		return err
 	}
-	_, err := os.Stat(s.Device)
-	return err == nil
+	errs := []error{k.err}
+	for _, d := range all {
+		switch d.Status {
+		case waiting:
+			errs = append(errs, d.recover())
+		case dead:
+			printWarning(d.explainDead().Error())
+		case orphan:
+			printWarning(explainOrphan(d).Error())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// explainDead says why a device that is gone is not recovered.
+func (s *state) explainDead() error {
+	why := "it was attached with --no-recovery"
+	if s.Recovery {
+		why = "somebody has stopped it"
+	}
+	return fmt.Errorf("%s is gone, %s: `qzbd attach %s` goes on with its image, `qzbd detach %s` clears it away", s.Device, why, s.Image, s.Device)
+}
+
+func explainOrphan(d device) error {
+	if d.PID > 0 {
+		return fmt.Errorf("%s has a server, process %d, but no record in %s: `qzbd detach %s` stops it in order", d.Device, d.PID, stateRoot, d.Device)
+	}
+	return fmt.Errorf("%s has no record in %s, so nobody knows its image any more: `qzbd detach %s` removes it", d.Device, stateRoot, d.Device)
+}
+
+// explainUnrecorded says why a command can do nothing with what has no record.
+func explainUnrecorded(name string) error {
+	d, err := findUnrecorded(name)
+	switch {
+	case err != nil:
+		return err
+	case d.Status == foreign:
+		return explainForeign(d)
+	}
+	return explainOrphan(d)
 }
 
 // waitingFor returns the state of the device that image was attached as and that
@@ -101,7 +137,7 @@ func (s *state) recover() error {
 	case s.alive():
 		return fmt.Errorf("%s has a server, process %d: there is nothing to recover", s.Device, s.PID)
 	case !s.waits():
-		return fmt.Errorf("%s is gone, it was attached with --no-recovery: qzbd attach mends %s and serves it again", s.Device, s.Image)
+		return s.explainDead()
 	}
 	var o attachOptions
 	if err := o.takeOver(s); err != nil {

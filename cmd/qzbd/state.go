@@ -28,7 +28,7 @@ const stateRoot = "/run/qzbd"
 type state struct {
 	ID      int    `json:"id"`
 	Device  string `json:"device"`
-	Image   string `json:"image"`
+	Image   string `json:"image,omitempty"`
 	Dev     uint64 `json:"image-dev"`
 	Ino     uint64 `json:"image-ino"`
 	PID     int    `json:"pid"`
@@ -41,11 +41,11 @@ type state struct {
 	Direct    bool `json:"direct"`
 	// SyncInterval is in seconds.
 	SyncInterval float64   `json:"sync-interval"`
-	Attached     time.Time `json:"attached"`
+	Attached     time.Time `json:"attached,omitzero"`
 	// Recovery: the device outlives its server.
 	Recovery bool `json:"recovery"`
 	// Args are the arguments of qzbd that attach it again as it is.
-	Args []string `json:"args"`
+	Args []string `json:"args,omitempty"`
 	// Failure is what made the image fail or the stop go wrong.
 	Failure string `json:"failure,omitempty"`
 	// Mark tells the device from any other that gets its number.
@@ -156,8 +156,8 @@ func findStates(name string) ([]*state, error) {
 	if abs, err := filepath.Abs(name); err == nil {
 		node = abs
 	}
-	if target, err := filepath.EvalSymlinks(node); err == nil {
-		node = target
+	if id, ok := deviceNumber(name); ok {
+		node = ublk.NodePath(id)
 	}
 	var st unix.Stat_t
 	isFile := unix.Stat(name, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFREG

@@ -146,7 +146,8 @@ type listed struct {
 	PID    int    `json:"pid"`
 	Queues int    `json:"queues"`
 
-	ReadOnly bool `json:"read-only"`
+	ReadOnly bool   `json:"read-only"`
+	Kernel   string `json:"kernel-state"`
 }
 
 func (h *host) list() []listed {
