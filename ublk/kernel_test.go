@@ -488,7 +488,7 @@ func TestSomebodyElseCanStopTheDevice(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if info.State != StateLive || info.PID != os.Getpid() || info.Depth != DefaultDepth || !info.Features.Has(fZoned) {
+		if info.State != StateLive || info.PID != os.Getpid() || info.Depth != DefaultDepth || !info.Features.Has(fZoned) || !info.Ours() {
 			t.Errorf("%+v", info)
 		}
 		all, err := c.List(t.Context())
