@@ -40,6 +40,7 @@ type Device struct {
 	serving sync.WaitGroup // the queues' goroutines
 	workers *workers
 	refused limiter
+	born    time.Time // what the queues' clocks count from
 
 	stopping sync.Once
 	asked    bool  // by Stop; written in stopping
@@ -83,7 +84,7 @@ func Start(ctx context.Context, cfg Config, target Target) (*Device, error) {
 func newDevice(cfg Config, target Target, ctl *Control, id int, mark uint64) *Device {
 	return &Device{
 		cfg: cfg, geometry: target.Geometry(), target: target, log: cfg.Logger,
-		ctl: ctl, id: id, mark: mark, charFD: -1, done: make(chan struct{}),
+		ctl: ctl, id: id, mark: mark, charFD: -1, born: time.Now(), done: make(chan struct{}),
 	}
 }
 
@@ -149,6 +150,7 @@ func (d *Device) add(ctx context.Context) error {
 	}
 	d.id, d.features = int(info.DevID), Features(info.Flags)
 	d.cfg.Queues, d.cfg.Depth = int(info.NrHWQueues), int(info.QueueDepth)
+	d.log = d.log.With(zap.String("device", d.Path()))
 	return nil
 }
 
@@ -249,7 +251,7 @@ func (d *Device) fail(err error) {
 	if !first {
 		return
 	}
-	d.log.Error("device failed", zap.Int("device", d.id), zap.Error(err))
+	d.log.Error("device failed", zap.Error(err))
 	d.abort()
 }
 
@@ -282,11 +284,11 @@ func (d *Device) supervise() {
 	d.ctl.Close()
 	switch {
 	case err != nil:
-		d.log.Warn("device ended", zap.Int("device", d.id), zap.Error(err))
+		d.log.Warn("device ended", zap.Error(err))
 	case d.left:
-		d.log.Info("device left to its next server", zap.Int("device", d.id))
+		d.log.Info("device left to its next server")
 	default:
-		d.log.Info("device stopped", zap.Int("device", d.id))
+		d.log.Info("device stopped")
 	}
 	d.err = err
 	close(d.done)
@@ -308,7 +310,7 @@ func (d *Device) release(ended func() error) error {
 		return endErr // whoever stopped it has deleted it too
 	}
 	if err == nil && !gone {
-		d.log.Warn("device is still open elsewhere and goes with its last user", zap.Int("device", d.id))
+		d.log.Warn("device is still open elsewhere and goes with its last user")
 	}
 	return errors.Join(endErr, err)
 }
@@ -328,12 +330,12 @@ func (d *Device) closeChar() {
 // discard undoes a start that failed after the device was added.
 func (d *Device) discard() {
 	if err := d.ctl.Stop(context.Background(), d.id); err != nil && !errors.Is(err, ErrNoDevice) {
-		d.log.Warn("stop a device that did not start", zap.Int("device", d.id), zap.Error(err))
+		d.log.Warn("stop a device that did not start", zap.Error(err))
 		d.abort()
 	}
 	d.serving.Wait()
 	if err := d.release(nil); err != nil {
-		d.log.Warn("delete a device that did not start", zap.Int("device", d.id), zap.Error(err))
+		d.log.Warn("delete a device that did not start", zap.Error(err))
 	}
 }
 
@@ -367,8 +369,7 @@ func (d *Device) logStart(ctx context.Context, what string) {
 		d.log.Debug("ask for the device's parameters", zap.Error(err))
 		return
 	}
-	d.log.Info(what, zap.String("node", d.Path()),
-		zap.Uint32("zones", d.geometry.NrZones), zap.Uint64("bytes", d.geometry.Size),
+	d.log.Info(what, zap.Uint32("zones", d.geometry.NrZones), zap.Uint64("bytes", d.geometry.Size),
 		zap.Int("queues", d.cfg.Queues), zap.Int("depth", d.cfg.Depth),
 		zap.Uint64("append_bytes", sector(p.Zoned.MaxZoneAppendSectors).bytes()),
 		zap.Stringer("features", d.features))

@@ -10,25 +10,26 @@ import (
 type operation struct {
 	name  string
 	op    zns.Op
+	stat  int // row of the statistics
 	serve func(*queue, *request, ioDesc)
 }
 
 // operations are indexed by UBLK_IO_OP_*. What is not there is refused.
 var operations = [opMask + 1]operation{
-	opRead:         {"read", zns.OpRead, (*queue).move},
-	opWrite:        {"write", zns.OpWrite, (*queue).move},
-	opZoneAppend:   {"append", zns.OpAppend, (*queue).move},
-	opWriteZeroes:  {"write-zeroes", zns.OpWriteZeroes, (*queue).zeroes},
-	opFlush:        {"flush", zns.OpFlush, (*queue).whole},
-	opZoneOpen:     {"open", zns.OpOpen, (*queue).manage},
-	opZoneClose:    {"close", zns.OpClose, (*queue).manage},
-	opZoneFinish:   {"finish", zns.OpFinish, (*queue).manage},
-	opZoneReset:    {"reset", zns.OpReset, (*queue).manage},
-	opZoneResetAll: {"reset-all", zns.OpResetAll, (*queue).whole},
-	opReportZones:  {"report", 0, (*queue).report},
+	opRead:         {"read", zns.OpRead, statRead, (*queue).move},
+	opWrite:        {"write", zns.OpWrite, statWrite, (*queue).move},
+	opZoneAppend:   {"append", zns.OpAppend, statAppend, (*queue).move},
+	opWriteZeroes:  {"write-zeroes", zns.OpWriteZeroes, statWriteZeroes, (*queue).zeroes},
+	opFlush:        {"flush", zns.OpFlush, statFlush, (*queue).whole},
+	opZoneOpen:     {"open", zns.OpOpen, statOpen, (*queue).manage},
+	opZoneClose:    {"close", zns.OpClose, statClose, (*queue).manage},
+	opZoneFinish:   {"finish", zns.OpFinish, statFinish, (*queue).manage},
+	opZoneReset:    {"reset", zns.OpReset, statReset, (*queue).manage},
+	opZoneResetAll: {"reset-all", zns.OpResetAll, statResetAll, (*queue).whole},
+	opReportZones:  {"report", 0, statReport, (*queue).report},
 }
 
-var unknown = operation{"unknown operation", 0, (*queue).refuse}
+var unknown = operation{"unknown", 0, statUnknown, (*queue).refuse}
 
 // serve takes the request that the kernel put into the tag's descriptor.
 func (q *queue) serve(r *request) {
@@ -38,14 +39,16 @@ func (q *queue) serve(r *request) {
 	d := q.descs[r.tag] // once: the kernel's memory
 	r.busy = true
 	q.busy++
+	r.arrived = q.now
 	r.op = &operations[d.OpFlags&opMask]
 	if r.op.serve == nil {
 		r.op = &unknown
 	}
+	q.stats[r.op.stat].begun.add(1)
 	r.Op, r.FUA = r.op.op, d.OpFlags&flagFUA != 0
 	r.Start, r.Len, r.bytes = 0, 0, 0
 	r.At, r.Err, r.Next = 0, nil, zns.Answer
-	r.Extents = r.Extents[:0]
+	r.Unmapped, r.Extents = false, r.Extents[:0]
 	r.op.serve(q, r, d)
 }
 

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"go.uber.org/zap"
@@ -45,6 +46,9 @@ type queue struct {
 	early  []*request // requests that came before the queue could serve them
 	// answered are the appends that this turn hands over, for Config.Answered.
 	answered []*request
+	now      time.Duration // of this turn
+	events   []event       // of this turn
+	stats    *queueStats
 	// commit hands the answer of a tag to the kernel and fetches the tag's
 	// next request.
 	commit func(tag uint16, result int32, addr uint64) error
@@ -66,13 +70,14 @@ type queue struct {
 type request struct {
 	zns.Request
 
-	queue *queue
-	tag   uint16
-	busy  bool // the kernel waits for an answer
-	step  zns.Step
-	op    *operation
-	bytes int32    // what success is answered with
-	next  *request // in the mailbox or in the workers' list
+	queue   *queue
+	tag     uint16
+	busy    bool // the kernel waits for an answer
+	arrived time.Duration
+	step    zns.Step
+	op      *operation
+	bytes   int32    // what success is answered with
+	next    *request // in the mailbox or in the workers' list
 
 	data transfer
 }
@@ -83,6 +88,8 @@ func newQueue(d *Device, id uint16) *queue {
 		id: id, dev: d, target: d.target, charFD: d.charFD,
 		debug:   d.log.Core().Enabled(zap.DebugLevel),
 		tags:    make([]request, d.cfg.Depth),
+		events:  make([]event, 0, d.cfg.Depth),
+		stats:   new(queueStats),
 		proceed: make(chan bool, 1),
 	}
 	q.commit = q.submitCommit
@@ -181,10 +188,12 @@ func (q *queue) run(ready chan<- error) error {
 }
 
 func (q *queue) loop() error {
+	q.now = q.dev.clock()
 	for _, r := range q.early {
 		q.serve(r)
 	}
 	q.early = nil
+	q.tellEvents()
 	for q.live > 0 {
 		if err := q.turn(); err != nil {
 			return err
@@ -227,8 +236,10 @@ func (q *queue) turn() error {
 	if err := q.ring.SubmitAndWait(1); err != nil {
 		return err
 	}
+	q.now = q.dev.clock()
 	q.ring.ForEach(q.visit)
 	q.collect()
+	q.tellEvents()
 	return q.err
 }
 

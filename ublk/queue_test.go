@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"go.uber.org/zap"
@@ -53,7 +54,7 @@ func newBench(t testing.TB, target Target, data *os.File, depth, maxIO int) *ben
 	t.Cleanup(func() { unix.Munmap(zeros) })
 	d := &Device{
 		cfg:      Config{Queues: 1, Depth: depth, MaxIO: maxIO, DataFD: int(data.Fd())}.withDefaults(),
-		geometry: target.Geometry(), target: target, log: zap.NewNop(),
+		geometry: target.Geometry(), target: target, log: zap.NewNop(), born: time.Now(),
 		charFD: int(char.Fd()), zeros: zeros, workers: newWorkers(target, depth),
 	}
 	b := &bench{TB: t, queue: newQueue(d, 0), char: char, answers: map[uint16]answer{}}

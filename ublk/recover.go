@@ -42,6 +42,7 @@ func Recover(ctx context.Context, cfg Config, id int, mark uint64, target Target
 		return nil, err
 	}
 	d := newDevice(cfg.withDefaults(), target, ctl, id, mark)
+	d.log = d.log.With(zap.String("device", d.Path()))
 	if err := d.recover(ctx, cfg); err != nil {
 		ctl.Close()
 		return nil, err
@@ -292,5 +293,5 @@ func (d *Device) letGo() {
 			return
 		}
 	}
-	d.log.Warn("the kernel still waits for something of this process before the device can be recovered", zap.Int("device", d.id))
+	d.log.Warn("the kernel still waits for something of this process before the device can be recovered")
 }

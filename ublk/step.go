@@ -1,13 +1,6 @@
 package ublk
 
-import (
-	"syscall"
-
-	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
-
-	"github.com/qzbd/qzbd/zns"
-)
+import "github.com/qzbd/qzbd/zns"
 
 // advance does with a request what its Target wants done, until somebody else
 // has it or it is answered. After Work and Wait the request is not touched
@@ -38,9 +31,7 @@ func (q *queue) advance(r *request, s zns.Step) {
 // all bytes or an errno, never part of them, and of an append where it went.
 func (q *queue) answer(r *request) {
 	if r.Err != nil {
-		errno := errnoOf(r.Err)
-		q.dev.logRefused(r, errno)
-		q.finish(r, -int32(errno), 0)
+		q.finish(r, -int32(errnoOf(r.Err)), 0)
 		return
 	}
 	var addr uint64
@@ -60,35 +51,8 @@ func (q *queue) finish(r *request, result int32, addr uint64) {
 	}
 	r.busy = false
 	q.busy--
-	if q.debug {
-		q.dev.log.Debug("request", zap.Uint16("queue", q.id), zap.Uint16("tag", r.tag),
-			zap.String("op", r.op.name), zap.Uint64("sector", uint64(sectorsOf(r.Start))),
-			zap.Uint64("bytes", r.Len), zap.Bool("fua", r.FUA), zap.Int32("result", result),
-			zap.Uint64("addr", addr))
-	}
+	q.ended(r, result, addr)
 	if err := q.commit(r.tag, result, addr); err != nil {
 		q.broken(err)
 	}
-}
-
-// logRefused says which request failed and why, not more often than a human
-// reads.
-func (d *Device) logRefused(r *request, errno syscall.Errno) {
-	if d.cfg.Known(r.Err) {
-		return
-	}
-	ok, dropped := d.refused.allow()
-	if !ok {
-		return
-	}
-	fields := []zap.Field{
-		zap.Int("device", d.id), zap.String("op", r.op.name),
-		zap.Uint32("zone", d.geometry.ZoneOf(r.Start)),
-		zap.Uint64("sector", uint64(sectorsOf(r.Start))), zap.Uint64("bytes", r.Len),
-		zap.String("errno", unix.ErrnoName(errno)), zap.Error(r.Err),
-	}
-	if dropped > 0 {
-		fields = append(fields, zap.Int("unlogged", dropped))
-	}
-	d.log.Warn("request failed", fields...)
 }

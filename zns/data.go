@@ -147,7 +147,7 @@ func (d *Device) mapFast(r *Request, n uint64) Step {
 	if n != 0 {
 		ext, ok := d.media.Map(r.Extents, r.At, n, r.writes())
 		if !ok {
-			r.flight.mapped, r.flight.phase = n, mapping
+			r.flight.mapped, r.flight.phase, r.Unmapped = n, mapping, true
 			return Work
 		}
 		r.Extents = ext

@@ -227,7 +227,7 @@ func (d *Device) Begin(r *Request) Step {
 	if r.flight.phase != idle {
 		panic("zns: Begin of a request in flight")
 	}
-	r.At, r.Err, r.Extents = r.Start, nil, r.Extents[:0]
+	r.At, r.Err, r.Unmapped, r.Extents = r.Start, nil, false, r.Extents[:0]
 	if p := d.replay.Load(); p != nil {
 		var over bool
 		if r.flight.first, over = p.first(r); over {

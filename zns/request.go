@@ -79,6 +79,8 @@ type Request struct {
 	// At is where the data goes: Start, or of an append the position that
 	// was taken for it.
 	At uint64
+	// Unmapped says that Work had to find or to make the mapping of the range.
+	Unmapped bool
 	// Err is the outcome at Answer.
 	Err error
 
