@@ -6,6 +6,7 @@ export GOFLAGS := $(filter-out -ldflags=%,$(shell go env GOFLAGS)) -ldflags=-che
 PREFIX ?= /usr
 UNITDIR ?= /usr/lib/systemd/system
 MODULESDIR ?= /usr/lib/modules-load.d
+RULESDIR ?= /usr/lib/udev/rules.d
 SHARE = $(DESTDIR)$(PREFIX)/share
 FUZZTIME ?= 20s
 SEED ?= $(shell date +%s)
@@ -32,6 +33,8 @@ install: build
 	install -D -m 755 bin/qzbd $(DESTDIR)$(PREFIX)/bin/qzbd
 	install -d $(DESTDIR)$(UNITDIR)
 	sed 's|/usr/bin/qzbd|$(PREFIX)/bin/qzbd|' systemd/qzbd@.service > $(DESTDIR)$(UNITDIR)/qzbd@.service
+	install -D -m 644 -t $(DESTDIR)$(RULESDIR) systemd/90-qzbd.rules
+	install -d $(DESTDIR)/etc/qzbd
 	install -D -m 644 systemd/qzbd.conf $(DESTDIR)$(MODULESDIR)/qzbd.conf
 	install -d $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
 	bin/qzbd completion bash > $(SHARE)/bash-completion/completions/qzbd

@@ -17,6 +17,7 @@
 //
 //	config.go   what a caller chooses
 //	recover.go  the device outlives its server: Recover, Leave
+//	pulse.go    whether the queues still serve
 //	params.go   everything that the kernel would refuse, refused first
 //	control.go  /dev/ublk-control: add, start, stop, delete
 //	list.go     which devices there are, and whether they are ours

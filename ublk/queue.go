@@ -60,7 +60,8 @@ type queue struct {
 	quit    atomic.Bool // end at once
 	leaving atomic.Bool // begin nothing, finish what has begun, end
 
-	proceed chan bool // whether to take the next step of beginQueue
+	turns   atomic.Uint64 // how many the loop has done, for Pulse
+	proceed chan bool     // whether to take the next step of beginQueue
 
 	mailbox atomic.Pointer[request] // requests that come back, newest first
 }
@@ -198,6 +199,7 @@ func (q *queue) loop() error {
 		if err := q.turn(); err != nil {
 			return err
 		}
+		q.turns.Add(1)
 		if q.quit.Load() {
 			return nil
 		}

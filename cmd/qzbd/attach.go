@@ -26,6 +26,8 @@ import (
 // attachOptions are the flags of attach.
 type attachOptions struct {
 	image     string
+	name      string // of the link in /dev/qzbd; "": none
+	config    string // the file with all of this; "": the command line has it
 	id        int
 	queues    int
 	depth     int
@@ -68,19 +70,20 @@ const (
 func attachCommand() *cobra.Command {
 	var o attachOptions
 	cmd := &cobra.Command{
-		Use:   "attach IMAGE",
+		Use:   "attach IMAGE|--config FILE",
 		Short: "Serve an image as a zoned block device",
 		Long: `Attach makes IMAGE a host-managed zoned block device, prints its node,
 /dev/ublkbN, once the device is usable, and serves it in the background until
 qzbd detach or SIGTERM. When its server dies, the device waits for qzbd recover,
 or for another attach of the same image, and its users wait with it.`,
-		Args: needs("IMAGE"),
-		RunE: func(_ *cobra.Command, args []string) error {
-			o.image = args[0]
-			if o.verbose {
-				o.logLevel = zapcore.DebugLevel.String()
+		Args: func(cmd *cobra.Command, args []string) error {
+			if o.config == "" {
+				return needs("IMAGE")(cmd, args)
 			}
-			if err := o.validate(); err != nil {
+			return onlyConfig(cmd, args)
+		},
+		RunE: func(_ *cobra.Command, args []string) error {
+			if err := o.complete(args); err != nil {
 				return err
 			}
 			if role := os.Getenv(backgroundEnv); role != "" {
@@ -90,12 +93,18 @@ or for another attach of the same image, and its users wait with it.`,
 			if waiting, err := waitingFor(o.image); err != nil {
 				return err
 			} else if waiting != nil {
-				foreground := o.foreground
+				foreground, name := o.foreground, o.name
 				if err := o.takeOver(waiting); err != nil {
 					return err
 				}
 				o.foreground = foreground
+				if name != "" {
+					o.name = name
+				}
 				printWarning(fmt.Sprintf("%s: its server died and %s waits for another one: taking that over, with the options it was attached with", o.image, waiting.Device))
+			}
+			if err := o.checkNameFree(); err != nil {
+				return err
 			}
 			if o.foreground {
 				return attachInForeground(&o)
@@ -104,11 +113,63 @@ or for another attach of the same image, and its users wait with it.`,
 		},
 	}
 	o.flags(cmd.Flags())
+	o.callFlags(cmd.Flags())
 	completeAttach(cmd)
 	return cmd
 }
 
-// flags are those of attach.
+// complete makes the options whole and checks them.
+func (o *attachOptions) complete(args []string) error {
+	if o.config != "" {
+		file, foreground, verbose := o.config, o.foreground, o.verbose
+		if err := o.readConf(file); err != nil {
+			return err
+		}
+		o.foreground, o.verbose = foreground, verbose
+	} else {
+		o.image = args[0]
+	}
+	if o.verbose {
+		o.logLevel = zapcore.DebugLevel.String()
+	}
+	return o.validate()
+}
+
+// onlyConfig refuses what the configuration has to say.
+func onlyConfig(cmd *cobra.Command, args []string) error {
+	var f pflag.FlagSet
+	new(attachOptions).flags(&f)
+	extra := args
+	cmd.Flags().Visit(func(flag *pflag.Flag) {
+		if f.Lookup(flag.Name) != nil || flag.Name == "name" {
+			extra = append(extra, "--"+flag.Name)
+		}
+	})
+	if len(extra) > 0 {
+		return usageError(cmd, fmt.Errorf("--config does not go with %s: say it in the file", strings.Join(extra, ", ")))
+	}
+	return nil
+}
+
+// checkNameFree refuses a name that another device has.
+func (o *attachOptions) checkNameFree() error {
+	if o.name == "" {
+		return nil
+	}
+	all, err := states()
+	if err != nil {
+		return err
+	}
+	for _, s := range all {
+		if s.Name == o.name && (s.alive() || s.waits()) && !(o.resume && s.ID == o.id) {
+			return fmt.Errorf("%s is %s, of %s: detach that, or choose another name", linkPath(o.name), s.Device, s.Image)
+		}
+	}
+	return nil
+}
+
+// flags are those of attach that say what device it is to be. A configuration
+// has them as keys.
 func (o *attachOptions) flags(f *pflag.FlagSet) {
 	f.IntVar(&o.id, "id", -1, "device number N of /dev/ublkbN; -1: the first free one")
 	f.IntVar(&o.queues, "queues", 1, "hardware queues, one thread each")
@@ -119,17 +180,23 @@ func (o *attachOptions) flags(f *pflag.FlagSet) {
 	f.BoolVar(&o.direct, "direct", false, "read and write data past the host's page cache (O_DIRECT)")
 	f.BoolVar(&o.readOnly, "read-only", false, "make a read-only device and write nothing to the image")
 	f.BoolVar(&o.noLock, "no-lock", false, "go on where the file system has no locks: keep other programs away yourself")
-	f.BoolVar(&o.foreground, "foreground", false, "serve in this process; for service managers")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error; debug logs every request")
-	f.BoolVarP(&o.verbose, "verbose", "v", false, "log every request: --log-level debug")
 	f.StringSliceVar(&o.trace, "trace", nil, "log what happens in detail: "+strings.Join(traceNames, ", "))
 	f.BoolVar(&o.noRecovery, "no-recovery", false, "let the device go, with errors for its users, when its server dies")
+}
+
+// callFlags are the other flags of attach.
+func (o *attachOptions) callFlags(f *pflag.FlagSet) {
+	f.StringVar(&o.name, "name", "", "give the device the link /dev/qzbd/NAME, where udev runs")
+	f.StringVar(&o.config, "config", "", "read image and options from a file NAME.conf, which also names the device; see qzbd.conf(5)")
+	f.BoolVar(&o.foreground, "foreground", false, "serve in this process; for service managers")
+	f.BoolVarP(&o.verbose, "verbose", "v", false, "log every request: --log-level debug")
 }
 
 // args is what a server in the background is started with, to serve the image
 // path as o says.
 func (o *attachOptions) args(path string) []string {
-	return []string{"attach",
+	return []string{"attach", "--name=" + o.name,
 		fmt.Sprintf("--id=%d", o.id), fmt.Sprintf("--queues=%d", o.queues),
 		fmt.Sprintf("--depth=%d", o.depth), fmt.Sprintf("--block-size=%d", o.blockSize),
 		fmt.Sprintf("--sync-interval=%v", o.syncInterval),
@@ -139,32 +206,49 @@ func (o *attachOptions) args(path string) []string {
 		"--trace=" + strings.Join(o.trace, ","), fmt.Sprintf("--no-recovery=%v", o.noRecovery), "--", path}
 }
 
+// badFlag is a value that attach cannot go by.
+type badFlag struct{ flag, value, advice string }
+
 func (o *attachOptions) validate() error {
 	var errs []error
+	for _, bad := range o.problems() {
+		errs = append(errs, fmt.Errorf("--%s %s: %s", bad.flag, bad.value, bad.advice))
+	}
+	if o.name != "" {
+		errs = append(errs, checkName(o.name))
+	}
+	return errors.Join(errs...)
+}
+
+// problems lists the values that are none.
+func (o *attachOptions) problems() (list []badFlag) {
+	bad := func(flag string, value any, advice string) {
+		list = append(list, badFlag{flag, fmt.Sprint(value), advice})
+	}
 	if o.id < -1 || o.id >= 1<<20 {
-		errs = append(errs, fmt.Errorf("--id %d: device numbers are 0 to 1048575", o.id))
+		bad("id", o.id, "device numbers are 0 to 1048575")
 	}
 	if max := min(runtime.NumCPU(), 4096); o.queues < 1 || o.queues > max {
-		errs = append(errs, fmt.Errorf("--queues %d: this machine's kernel takes 1 to %d, the number of its CPUs", o.queues, max))
+		bad("queues", o.queues, fmt.Sprintf("this machine's kernel takes 1 to %d, the number of its CPUs", max))
 	}
 	if o.depth < 1 || o.depth > 4096 {
-		errs = append(errs, fmt.Errorf("--depth %d: the kernel takes 1 to 4096", o.depth))
+		bad("depth", o.depth, "the kernel takes 1 to 4096")
 	}
 	if o.blockSize != 512 && o.blockSize != 4096 {
-		errs = append(errs, fmt.Errorf("--block-size %d: choose 512 or 4096", o.blockSize))
+		bad("block-size", o.blockSize, "choose 512 or 4096")
 	}
 	if o.syncInterval != 0 && (o.syncInterval < minSyncInterval || o.syncInterval > maxSyncInterval) {
-		errs = append(errs, fmt.Errorf("--sync-interval %v: choose %v to %v, or 0 to make durable only what is flushed", o.syncInterval, minSyncInterval, maxSyncInterval))
+		bad("sync-interval", o.syncInterval, fmt.Sprintf("choose %v to %v, or 0 to make durable only what is flushed", minSyncInterval, maxSyncInterval))
 	}
 	if _, err := zapcore.ParseLevel(o.logLevel); err != nil {
-		errs = append(errs, fmt.Errorf("--log-level %s: choose debug, info, warn or error", o.logLevel))
+		bad("log-level", o.logLevel, "choose debug, info, warn or error")
 	}
 	for _, name := range o.trace {
 		if !slices.Contains(traceNames, name) {
-			errs = append(errs, fmt.Errorf("--trace %s: there is no such trace: choose %s", name, strings.Join(traceNames, ", ")))
+			bad("trace", name, "there is no such trace: choose "+strings.Join(traceNames, ", "))
 		}
 	}
-	return errors.Join(errs...)
+	return list
 }
 
 // lock locks the image, unless --no-lock goes on where nothing can be locked.

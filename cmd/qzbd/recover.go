@@ -154,6 +154,7 @@ func (o *attachOptions) takeOver(s *state) error {
 	*o = attachOptions{}
 	f := pflag.NewFlagSet("attach", pflag.ContinueOnError)
 	o.flags(f)
+	o.callFlags(f)
 	if len(s.Args) == 0 {
 		return fmt.Errorf("the record of %s in %s does not say how it was attached: detach it", s.Device, stateDir(s.ID))
 	}

@@ -114,13 +114,17 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 		return err
 	}
 	srv.log = srv.log.With(zap.String("device", dev.Path()))
+	srv.awaitLink(o.resume)
 	err = srv.announce(ready)
 	if err != nil && o.resume { // whoever waited for this is gone, but others use the device
 		srv.log.Warn("device recovered, but nobody could be told", zap.Error(err))
 		err = nil
 	}
 	if err == nil {
+		ctx, cancel := context.WithCancel(context.Background())
+		go systemd.Watch(ctx, dev.Pulse, func(err error) { srv.log.Error("the watchdog is not told that all is well", zap.Error(err)) })
 		srv.untilStopped(dev)
+		cancel()
 	}
 	if nerr := systemd.Stopping(); nerr != nil {
 		srv.log.Warn("service manager not told", zap.Error(nerr))
@@ -354,7 +358,7 @@ func newState(o *attachOptions, image *os.File) (*state, error) {
 	s := &state{
 		PID: os.Getpid(), Queues: o.queues, Depth: o.depth, BlockSize: o.blockSize,
 		ReadOnly: o.readOnly, Direct: o.direct, SyncInterval: o.syncInterval.Seconds(), Attached: time.Now().UTC(),
-		Recovery: !o.noRecovery,
+		Recovery: !o.noRecovery, Name: o.name,
 	}
 	var err error
 	if s.Started, err = processStart(s.PID); err != nil {
@@ -387,6 +391,20 @@ func (srv *server) imageFailed(cause error) {
 		err = fmt.Errorf("record the failure: %w", err)
 	}
 	srv.failed <- errors.Join(cause, err) // there is room: it fails once
+}
+
+// awaitLink waits until the device has its name: whoever is told that it is
+// usable may use that. A device without its link works all the same.
+func (srv *server) awaitLink(recovered bool) {
+	srv.mu.Lock()
+	name, node := srv.state.Name, srv.state.Device
+	srv.mu.Unlock()
+	if name == "" {
+		return
+	}
+	if err := systemd.AwaitLink(linkPath(name), node, recovered); err != nil {
+		srv.log.Warn("the device has not got its name", zap.Error(err))
+	}
 }
 
 // announce says that the node is usable.

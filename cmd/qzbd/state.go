@@ -50,7 +50,12 @@ type state struct {
 	Failure string `json:"failure,omitempty"`
 	// Mark tells the device from any other that gets its number.
 	Mark string `json:"mark"` // hexadecimal
+	// Name: udev links /dev/qzbd/Name to the node.
+	Name string `json:"name,omitempty"`
 }
+
+// linkPath is what udev calls the device of that name.
+func linkPath(name string) string { return filepath.Join("/dev/qzbd", name) }
 
 func stateDir(id int) string { return filepath.Join(stateRoot, strconv.Itoa(id)) }
 
@@ -59,6 +64,11 @@ func (s *state) save() error {
 	dir := stateDir(s.ID)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
+	}
+	if s.Name != "" { // udev's rule reads it
+		if err := os.WriteFile(filepath.Join(dir, "udev"), []byte("QZBD_NAME="+s.Name+"\n"), 0o600); err != nil {
+			return err
+		}
 	}
 	b, err := json.Marshal(s)
 	if err != nil {
@@ -164,7 +174,7 @@ func findStates(name string) ([]*state, error) {
 	var live, dead []*state
 	for _, s := range all {
 		switch {
-		case s.Device != node && !(isFile && st.Dev == s.Dev && st.Ino == s.Ino):
+		case s.Device != node && !(s.Name != "" && linkPath(s.Name) == name) && !(isFile && st.Dev == s.Dev && st.Ino == s.Ino):
 		case s.alive():
 			live = append(live, s)
 		default:

@@ -1,0 +1,186 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/qzbd/qzbd/qcow2"
+)
+
+// confSuffix ends the name of a configuration; what is before it names the
+// device.
+const confSuffix = ".conf"
+
+// imageKey is the one key of a configuration that is no flag of attach.
+const imageKey = "image"
+
+// confBools are the words for yes and no in a configuration.
+var confBools = map[string]string{
+	"yes": "true", "true": "true", "on": "true", "1": "true",
+	"no": "false", "false": "false", "off": "false", "0": "false",
+}
+
+// readConf makes the options those of a configuration: lines "key = value",
+// where the keys are the flags of attach and "image". Every mistake is reported.
+func (o *attachOptions) readConf(path string) error {
+	*o = attachOptions{}
+	f := pflag.NewFlagSet("attach", pflag.ContinueOnError)
+	o.flags(f)
+	name := strings.TrimSuffix(filepath.Base(path), confSuffix)
+	if !strings.HasSuffix(path, confSuffix) || checkName(name) != nil {
+		return fmt.Errorf("%s: the name of a configuration makes that of the device: call it NAME.conf, with %s", path, nameRule)
+	}
+	o.name = name
+	file, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("read the configuration: %w", err)
+	}
+	defer file.Close()
+	var errs []error
+	lines := map[string]int{}  // where a key was set
+	wrong := map[string]bool{} // and to what it cannot be
+	sc := bufio.NewScanner(file)
+	for n := 1; sc.Scan(); n++ {
+		line := strings.TrimSpace(sc.Text())
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		key, value, ok := strings.Cut(line, "=")
+		key, value = strings.TrimSpace(key), strings.TrimSpace(value)
+		said := fmt.Sprintf("%s:%d: %s", path, n, line)
+		if ok {
+			said = fmt.Sprintf("%s:%d: %s = %s", path, n, key, value)
+		}
+		switch {
+		case !ok:
+			errs = append(errs, fmt.Errorf("%s: this is no line `key = value`: make it one, or a comment with #", said))
+		case lines[key] != 0:
+			errs = append(errs, fmt.Errorf("%s: line %d sets %s already: keep one of them", said, lines[key], key))
+		default:
+			lines[key] = n
+			if advice := o.set(f, key, value); advice != "" {
+				wrong[key] = true
+				errs = append(errs, fmt.Errorf("%s: %s", said, advice))
+			}
+		}
+	}
+	if err := sc.Err(); err != nil {
+		errs = append(errs, fmt.Errorf("read %s: %w", path, err))
+	}
+	for _, bad := range o.problems() {
+		if n := lines[bad.flag]; n != 0 && !wrong[bad.flag] {
+			errs = append(errs, fmt.Errorf("%s:%d: %s = %s: %s", path, n, bad.flag, bad.value, bad.advice))
+		}
+	}
+	if lines[imageKey] == 0 {
+		errs = append(errs, fmt.Errorf("%s: there is no image: add a line `image = /path/of/it`", path))
+	}
+	return errors.Join(errs...)
+}
+
+// set sets what a line of a configuration says and returns what is wrong with
+// it.
+func (o *attachOptions) set(f *pflag.FlagSet, key, value string) (advice string) {
+	flag := f.Lookup(key)
+	switch {
+	case key == imageKey && !filepath.IsAbs(value):
+		return "give the path from the root directory on"
+	case key == imageKey:
+		o.image = value
+		return ""
+	case flag == nil:
+		return "there is no such key: choose " + strings.Join(confKeys(f), ", ")
+	case value == "":
+		return "the value is missing: give one, or leave the line out for the default, " + flag.DefValue
+	case flag.Value.Type() == "bool":
+		word, ok := confBools[value]
+		if !ok {
+			return "choose yes or no"
+		}
+		value = word
+	}
+	if err := f.Set(key, value); err != nil {
+		return "this is no " + kindOfValue[flag.Value.Type()]
+	}
+	return ""
+}
+
+// kindOfValue says what the flags of attach take, by pflag's name of the type.
+var kindOfValue = map[string]string{
+	"int":         "whole number",
+	"duration":    "duration: write it like 500ms, 5s or 1m",
+	"string":      "word",
+	"stringSlice": "list: write it like one,two",
+}
+
+// confKeys are the keys that a configuration may have.
+func confKeys(f *pflag.FlagSet) []string {
+	keys := []string{imageKey}
+	f.VisitAll(func(flag *pflag.Flag) { keys = append(keys, flag.Name) })
+	slices.Sort(keys)
+	return keys
+}
+
+var goodName = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$`)
+
+const nameRule = "up to 64 letters, digits, dots, hyphens and underscores, no dot or hyphen first"
+
+// checkName checks the NAME of /dev/qzbd/NAME: it is one to udev and to
+// systemd, which escape everything else each in its own way.
+func checkName(name string) error {
+	if goodName.MatchString(name) {
+		return nil
+	}
+	return fmt.Errorf("%q is no name for a device: it takes %s", name, nameRule)
+}
+
+func confCheckCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "config-check FILE",
+		Short: "Check a configuration of a device",
+		Long: `Config-check reads a configuration as qzbd attach --config does, and says of
+every line what is wrong with it. Its image has to be there and one that this
+machine can serve; it is not changed and may be attached. The exit status is 1 if
+anything is wrong.`,
+		Args: needs("FILE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var o attachOptions
+			if err := o.readConf(args[0]); err != nil {
+				return err
+			}
+			if err := o.checkImage(); err != nil {
+				return fmt.Errorf("%s: %w", args[0], err)
+			}
+			cmd.Printf("%s: %s can be attached as %s\n", args[0], o.image, linkPath(o.name))
+			return nil
+		},
+	}
+}
+
+// checkImage looks at the image as attach does before it changes anything.
+func (o *attachOptions) checkImage() error {
+	file, err := openFile(o.image, os.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	f := qcow2.NewOSFile(file)
+	defer f.Close()
+	if !o.readOnly && unix.Access(o.image, unix.W_OK) != nil {
+		return fmt.Errorf("%s cannot be written: allow it, or set read-only = yes", o.image)
+	}
+	if _, err := (&server{log: zap.NewNop()}).plan(o, f); err != nil {
+		return fmt.Errorf("%s: %w", o.image, err)
+	}
+	return nil
+}

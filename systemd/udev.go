@@ -1,0 +1,48 @@
+package systemd
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+const (
+	// linkWait bounds how long udev may take for a device: behind it may be
+	// all those of a machine that boots.
+	linkWait  = 30 * time.Second
+	linkCheck = 10 * time.Millisecond
+	// udevSocket is there while udev runs.
+	udevSocket = "/run/udev/control"
+)
+
+// AwaitLink waits until udev, by 90-qzbd.rules, has made link a symbolic link to
+// node. ask makes udev look at the device again if it has not: of a device that
+// is recovered the kernel says nothing. Without udev, AwaitLink does not wait.
+func AwaitLink(link, node string, ask bool) error {
+	if linked(link, node) {
+		return nil
+	}
+	if _, err := os.Stat(udevSocket); err != nil {
+		return fmt.Errorf("no %s: udev, which makes it, does not run", link)
+	}
+	if ask {
+		event := filepath.Join("/sys/class/block", filepath.Base(node), "uevent")
+		if err := os.WriteFile(event, []byte("change"), 0); err != nil {
+			return fmt.Errorf("no %s, and udev cannot be asked for it: %w", link, err)
+		}
+	}
+	for deadline := time.Now().Add(linkWait); ; time.Sleep(linkCheck) {
+		switch {
+		case linked(link, node):
+			return nil
+		case time.Now().After(deadline):
+			return fmt.Errorf("udev has not made %s within %v: are its rules, 90-qzbd.rules, installed?", link, linkWait)
+		}
+	}
+}
+
+func linked(link, node string) bool {
+	target, err := filepath.EvalSymlinks(link)
+	return err == nil && target == node
+}
