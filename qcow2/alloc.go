@@ -49,12 +49,22 @@ func (a *allocator) length() int64 { return a.fileEnd.Load() }
 func (a *allocator) used() int64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	n := a.length() - a.clean.total - a.unclean.total - sumRuns(a.freed) - sumRuns(a.punched) - a.moving
+	n := a.length() - a.clean.total - a.unclean.total - a.inQuarantine()
 	for _, r := range a.homes {
 		n -= r.n
 	}
 	return n
 }
+
+// quarantined returns the number of clusters on the way from freed to clean.
+func (a *allocator) quarantined() int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.inQuarantine()
+}
+
+// inQuarantine is quarantined with mu held.
+func (a *allocator) inQuarantine() int64 { return sumRuns(a.freed) + sumRuns(a.punched) + a.moving }
 
 // quarantine takes clusters whose entries have been cleared in the page cache.
 func (im *Image) quarantine(runs []run) {

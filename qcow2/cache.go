@@ -45,6 +45,7 @@ type cache struct {
 	sets  [][cacheWays]atomic.Pointer[slice]
 	shift uint   // of the hash
 	empty *slice // what every slice of a missing L2 table looks like
+	reads atomic.Uint64
 
 	mu      sync.Mutex // guards loading, hands and changes of sets; order: 5
 	loading map[int64]*sliceLoad
@@ -130,6 +131,7 @@ func (c *cache) load(idx int64, l *sliceLoad) {
 func (c *cache) read(idx int64) (*slice, error) {
 	im := c.im
 	buf := make([]byte, im.sliceLen*8)
+	c.reads.Add(1)
 	at := im.tableOf(idx).Offset() + idx&(im.tableLen/im.sliceLen-1)*im.sliceLen*8
 	if err := readPadded(im.f, buf, at); err != nil {
 		return nil, fmt.Errorf("read L2 table at %#x: %w", at, err)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -36,6 +37,7 @@ type File interface {
 type OSFile struct {
 	*os.File
 	noPunch atomic.Bool // the file system cannot punch holes: zeros are written
+	counts  syncCounts
 
 	direct *os.File // the way of data clusters, if it is not the page cache
 	needs  Direct
@@ -76,7 +78,8 @@ func (f *OSFile) isHole(off, n int64) bool {
 func (f *OSFile) dropCache() { _ = unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED) }
 
 // Sync is fdatasync.
-func (f *OSFile) Sync() error {
+func (f *OSFile) Sync() (err error) {
+	defer func(begun time.Time) { f.counts.ended(time.Since(begun), err) }(time.Now())
 	for {
 		err := unix.Fdatasync(int(f.Fd()))
 		if errors.Is(err, unix.EINTR) {

@@ -40,6 +40,8 @@ type syncer struct {
 	drains  []chan error // wait for the round's quarantine as well
 	resets  []resetWait
 
+	counts roundCounts
+
 	moves []move // the goroutine's own buffers
 	buf   []byte
 
@@ -245,6 +247,7 @@ func (s *syncer) round(flushes, drains []chan error) {
 		err = s.publish(s.moves)
 	}
 	// 4. Whoever flushed has what they asked for.
+	s.counts.ended(len(flushes), len(s.moves), time.Since(s.since), err)
 	answer(flushes, err)
 	// 5. What no durable entry refers to is punched; the next sync makes the
 	//    holes durable, as this one has made those of the last round (I4, I6).
@@ -339,6 +342,7 @@ func (s *syncer) writeMeta(sector, n int64) error {
 	if err := im.f.WriteDurable(s.buf, im.header().Zoned.MetaOffset+sector*sectorSize); err != nil {
 		return im.fail(fmt.Errorf("write zonedmeta: %w", err)) // I8
 	}
+	s.counts.metaBytes.Add(uint64(len(s.buf)))
 	return nil
 }
 

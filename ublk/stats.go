@@ -9,7 +9,7 @@ import (
 type Stats struct {
 	// Operations are all that the kernel can ask for, always in the same
 	// order, and at the end what it asked for and we do not know.
-	Operations []OperationStats `json:"operations"`
+	Operations []OperationStats
 }
 
 // OperationStats is about the requests of one operation. Latency is the time
@@ -17,21 +17,21 @@ type Stats struct {
 // that answered it. The numbers are read one after the other: what is answered
 // meanwhile can be in one of them and not in another.
 type OperationStats struct {
-	Name     string `json:"name"`
-	Requests uint64 `json:"requests"` // answered, errors included
-	InFlight uint64 `json:"in-flight"`
-	Bytes    uint64 `json:"bytes"` // of those without an error
+	Name     string
+	Requests uint64 // answered, errors included
+	InFlight uint64
+	Bytes    uint64 // of those without an error
 	// Unmapped are the requests that had to wait for their mapping, because
 	// it was not in memory or had to be made.
-	Unmapped uint64       `json:"unmapped"`
-	Errors   []ErrorStats `json:"errors"`
-	Latency  *Histogram   `json:"latency"`
+	Unmapped uint64
+	Errors   []ErrorStats
+	Latency  *Histogram
 }
 
 // ErrorStats counts the requests that were answered with an errno.
 type ErrorStats struct {
-	Errno    string `json:"errno"`
-	Requests uint64 `json:"requests"`
+	Errno    string
+	Requests uint64
 }
 
 // Rows of the statistics. The order is the one in which they are shown.
