@@ -33,9 +33,16 @@ func openControl() (fd int, err error) {
 	return -1, explainControl(err, loaded, os.Geteuid())
 }
 
-// modprobe loads the driver.
+// modprobe loads the driver, with the program that the kernel itself uses for
+// that and nothing of the caller's environment.
 func modprobe() error {
-	out, err := exec.Command("modprobe", "ublk_drv").CombinedOutput()
+	program := "/sbin/modprobe"
+	if b, err := os.ReadFile("/proc/sys/kernel/modprobe"); err == nil && len(bytes.TrimSpace(b)) > 0 {
+		program = string(bytes.TrimSpace(b))
+	}
+	cmd := exec.Command(program, "ublk_drv")
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	out, err := cmd.CombinedOutput()
 	if err == nil {
 		return nil
 	}

@@ -367,15 +367,19 @@ func attachInBackground(o *attachOptions) error {
 	}
 	ready := false
 	err := serve(o, image, logger, func(s *state) error {
-		if err := log.open(s.logPath()); err != nil {
-			return err
+		err := log.open(s.logPath())
+		if err == nil {
+			// Where Go says why it panics.
+			err = syscall.Dup3(int(log.file.Fd()), syscall.Stderr, 0)
 		}
-		// Where Go says why it panics.
-		if err := syscall.Dup3(int(log.file.Fd()), syscall.Stderr, 0); err != nil {
-			return fmt.Errorf("redirect stderr to the log: %w", err)
+		if err != nil && !o.resume {
+			return fmt.Errorf("log to %s: %w", s.logPath(), err)
+		}
+		if err != nil { // others use the device
+			o.warn(fmt.Sprintf("%s is served again, but cannot log to %s: %v", s.Device, s.logPath(), err))
 		}
 		ready = true
-		_, err := fmt.Fprintln(pipe, "ready "+s.Device)
+		_, err = fmt.Fprintln(pipe, "ready "+s.Device)
 		return errors.Join(err, pipe.Close())
 	})
 	if err != nil && !ready {
@@ -416,15 +420,16 @@ type lateFile struct {
 	file  *os.File
 }
 
+// open goes on in the file path, or on stderr when that cannot be opened.
 func (l *lateFile) open(path string) (err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.file, err = os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err == nil {
-		_, err = l.file.Write(l.early)
+	if l.file, err = openOwn(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
+		l.file = os.Stderr
 	}
+	_, werr := l.file.Write(l.early)
 	l.early = nil
-	return err
+	return errors.Join(err, werr)
 }
 
 func (l *lateFile) Write(p []byte) (int, error) {

@@ -69,7 +69,7 @@ func (s *state) journalPath() string { return filepath.Join(stateDir(s.ID), "jou
 // newJournal makes the journal of a device that has no number yet. All of it is
 // allocated and locked into memory: a server must not wait for memory to write.
 func newJournal(zones, slots uint32) (*journalFile, error) {
-	if err := os.MkdirAll(stateRoot, 0o755); err != nil {
+	if err := makeDir(stateRoot); err != nil {
 		return nil, err
 	}
 	fd, err := unix.Open(stateRoot, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
@@ -77,6 +77,9 @@ func newJournal(zones, slots uint32) (*journalFile, error) {
 		return nil, fmt.Errorf("make a file in %s: %w", stateRoot, err)
 	}
 	f := os.NewFile(uintptr(fd), stateRoot+"/journal")
+	if err := f.Chmod(0o600); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
 	n := journalHead + zns.JournalBytes(zones, slots)
 	if err := unix.Fallocate(fd, 0, 0, n); err != nil {
 		return nil, errors.Join(fmt.Errorf("allocate %d bytes in %s: %w", n, stateRoot, err), f.Close())
@@ -89,7 +92,8 @@ func newJournal(zones, slots uint32) (*journalFile, error) {
 	return j, nil
 }
 
-// publish says whose the journal is and gives it its name.
+// publish says whose the journal is and gives it its name, in the directory of
+// the device.
 func (j *journalFile) publish(s *state, size uint64) error {
 	defer j.file.Close()
 	head, err := s.owner(j.zones, size)
@@ -97,13 +101,6 @@ func (j *journalFile) publish(s *state, size uint64) error {
 		return err
 	}
 	copy(j.mem, head)
-	if err := os.MkdirAll(stateDir(s.ID), 0o755); err != nil {
-		return err
-	}
-	// What an earlier device of that number has left is nobody's any more.
-	if err := os.Remove(s.journalPath()); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
 	// linkat(2): the way to name what O_TMPFILE made.
 	return unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", j.file.Fd()), unix.AT_FDCWD, s.journalPath(), unix.AT_SYMLINK_FOLLOW)
 }
@@ -117,7 +114,10 @@ func openJournal(s *state, zones uint32, size uint64) (*journalFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(s.journalPath(), os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if err := checkStateDir(s.ID); err != nil {
+		return nil, err
+	}
+	f, err := openOwn(s.journalPath(), os.O_RDWR, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, errNoJournal
 	}

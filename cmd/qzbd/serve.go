@@ -304,16 +304,15 @@ func (srv *server) added(id int, mark, size uint64) error {
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
 	srv.state.ID, srv.state.Device, srv.state.Mark = id, ublk.NodePath(id), strconv.FormatUint(mark, 16)
+	if err := makeStateDir(id); err != nil {
+		return err
+	}
 	if srv.journal != nil { // first: who sees the record counts on it
 		if err := srv.journal.publish(srv.state, size); err != nil {
 			return fmt.Errorf("make a journal in %s: %w", stateRoot, err)
 		}
 	}
-	dir := stateDir(id)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	if err := srv.control.listen(dir); err != nil { // before the record that leads to it
+	if err := srv.control.listen(stateDir(id)); err != nil { // before the record that leads to it
 		return err
 	}
 	if err := srv.state.save(); err != nil {

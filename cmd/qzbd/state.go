@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -61,12 +62,11 @@ func stateDir(id int) string { return filepath.Join(stateRoot, strconv.Itoa(id))
 
 // save writes the state so that readers see the old or the new one whole.
 func (s *state) save() error {
-	dir := stateDir(s.ID)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := checkStateDir(s.ID); err != nil {
 		return err
 	}
 	if s.Name != "" { // udev's rule reads it
-		if err := os.WriteFile(filepath.Join(dir, "udev"), []byte("QZBD_NAME="+s.Name+"\n"), 0o600); err != nil {
+		if err := replaceOwn(filepath.Join(stateDir(s.ID), "udev"), []byte("QZBD_NAME="+s.Name+"\n"), 0o600); err != nil {
 			return err
 		}
 	}
@@ -74,14 +74,10 @@ func (s *state) save() error {
 	if err != nil {
 		return err
 	}
-	tmp := filepath.Join(dir, "state.json.new")
-	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, filepath.Join(dir, "state.json"))
+	return replaceOwn(filepath.Join(stateDir(s.ID), "state.json"), append(b, '\n'), 0o644)
 }
 
-func (s *state) remove() error { return os.RemoveAll(stateDir(s.ID)) }
+func (s *state) remove() error { return removeStateDir(s.ID) }
 
 // logPath is where a server in the background logs.
 func (s *state) logPath() string { return filepath.Join(stateDir(s.ID), "log") }
@@ -109,9 +105,20 @@ func processStart(pid int) (uint64, error) {
 	return strconv.ParseUint(fields[19], 10, 64)
 }
 
+// maxState is more than any record has, in bytes.
+const maxState = 1 << 20
+
 func readState(id int) (*state, error) {
+	if err := checkStateDir(id); err != nil {
+		return nil, err
+	}
 	path := filepath.Join(stateDir(id), "state.json")
-	b, err := os.ReadFile(path)
+	f, err := openOwn(path, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxState))
 	if err != nil {
 		return nil, err
 	}
@@ -127,19 +134,12 @@ func readState(id int) (*state, error) {
 
 // states returns what every server has written, ordered by id.
 func states() ([]*state, error) {
-	entries, err := os.ReadDir(stateRoot)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
+	ids, err := stateIDs()
 	if err != nil {
 		return nil, err
 	}
 	var all []*state
-	for _, e := range entries {
-		id, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
+	for _, id := range ids {
 		s, err := readState(id)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue

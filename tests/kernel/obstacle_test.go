@@ -35,7 +35,6 @@ func TestWhoIsNotRootIsToldSo(t *testing.T) {
 	h.run("cp", qzbd, program)
 	h.dir = dir
 	im := h.create("a.qcow2", mixed)
-	const nobody = 65534
 	says(t, h.refusedTo(nobody, program, "features"), "run as root (sudo)")
 	says(t, h.refusedTo(nobody, program, "attach", im.path), im.path, "permission denied", "run as root (sudo)")
 	if err := os.Chown(im.path, nobody, nobody); err != nil {
