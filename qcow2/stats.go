@@ -20,8 +20,8 @@ type Stats struct {
 	// TableReads are the pieces of mapping tables that were not in the cache
 	// and have been read from the file.
 	TableReads uint64
-	// Failure is why the image takes no more writes (I8), nil while it does.
-	Failure error
+	// Failure is why the image takes no more writes (I8), "" while it does.
+	Failure string
 }
 
 // RoundStats is about the rounds, which make write pointers durable.
@@ -94,7 +94,9 @@ func (im *Image) Stats() Stats {
 			Time: time.Duration(r.time.Load()), Longest: time.Duration(r.longest.Load()),
 		},
 		TableReads: im.cache.reads.Load(),
-		Failure:    im.Failed(),
+	}
+	if err := im.Failed(); err != nil {
+		s.Failure = err.Error()
 	}
 	if f, ok := im.f.(*OSFile); ok {
 		c := &f.counts

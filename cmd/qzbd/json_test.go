@@ -25,6 +25,7 @@ var jsonTypes = []struct {
 	{"check", &qcow2.CheckReport{}},
 	{"zones", []zoneJSON{}},
 	{"list", []device{}},
+	{"stats", &statsReport{}},
 	{"features", []featureJSON{}},
 }
 

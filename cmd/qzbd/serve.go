@@ -30,6 +30,8 @@ type server struct {
 	trace *zoneTrace // nil: off
 	// control answers other qzbd processes.
 	control *controlServer
+	source  source
+	zones   *zns.Device
 	// journal is what a successor goes on from; nil: there is to be none.
 	journal *journalFile
 	// failed receives the reason why the image takes no more writes (I8).
@@ -50,6 +52,7 @@ type server struct {
 // locked.
 func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) error) error {
 	srv := &server{log: log, stop: make(chan os.Signal, 1), failed: make(chan error, 1), control: newControl(log)}
+	srv.control.HandleFunc("GET /stats", srv.source.serveStats)
 	srv.warn = func(what string) {
 		log.Warn(what)
 		if o.warn != nil {
@@ -114,6 +117,7 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 		return err
 	}
 	srv.log = srv.log.With(zap.String("device", dev.Path()))
+	srv.source.from.Store(&sourceOf{dev, srv.zones, srv.image, srv.state.Image, time.Now()})
 	srv.awaitLink(o.resume)
 	err = srv.announce(ready)
 	if err != nil && o.resume { // whoever waited for this is gone, but others use the device
@@ -220,6 +224,7 @@ func (srv *server) start(o *attachOptions, g zns.Geometry, fd, align int) (*ublk
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", o.image, err)
 	}
+	srv.zones = target
 	c := srv.config(o, fd, align)
 	c.Added = func(id int, mark uint64) error { return srv.added(id, mark, g.Size) }
 	dev, err := ublk.Start(context.Background(), c, target)
@@ -277,7 +282,7 @@ func (srv *server) takeOver(o *attachOptions, f *qcow2.OSFile, open qcow2.Option
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	srv.image, srv.journal = im, j
+	srv.image, srv.zones, srv.journal = im, target, j
 	mark, err := srv.state.mark()
 	if err != nil {
 		return nil, errors.Join(err, im.Close())
