@@ -119,22 +119,25 @@ func (p *replay) first(r *Request) (first, over bool) {
 	return false, false
 }
 
-// take returns what was committed of r and forgets it, if anything was. A write
-// may have grown meanwhile: what follows it has been merged into it. An I/O
-// scheduler may have given it another slot; an append that has one is taken for
-// a new one, because others look the same.
-func (p *replay) take(r *Request) (c committed, ok bool) {
+// take returns what was committed of r, whose zone has its pointer at wp bytes,
+// and forgets it, if anything was. A write may have grown meanwhile: what follows
+// it has been merged into it. An I/O scheduler may have given it another slot; an
+// append that has one is taken for a new one, because others look the same.
+func (p *replay) take(r *Request, zoneMask, wp uint64) (c committed, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	i := slices.IndexFunc(p.records, func(c committed) bool {
-		switch {
-		case c.op != r.Op || c.start != r.Start:
-			return false
-		case c.slot == r.Slot && r.flight.first:
-			return c.len == r.Len || c.op != OpAppend && c.len < r.Len
-		}
-		return c.op != OpAppend && c.len == r.Len
+	find := func(is func(c committed, end uint64) bool) int {
+		return slices.IndexFunc(p.records, func(c committed) bool {
+			end := c.at&zoneMask + c.len
+			return c.op == r.Op && c.start == r.Start && end <= wp && is(c, end) // else it has been reset since
+		})
+	}
+	i := find(func(c committed, _ uint64) bool {
+		return c.len == r.Len && (c.op != OpAppend || c.slot == r.Slot && r.flight.first)
 	})
+	if i < 0 {
+		i = find(func(c committed, end uint64) bool { return c.op != OpAppend && c.len < r.Len && end == wp })
+	}
 	if i < 0 {
 		return committed{}, false
 	}
@@ -243,8 +246,8 @@ func (d *Device) again(r *Request, i uint32) (Step, bool) {
 		z.mu.Unlock()
 		return park(r), true
 	}
-	c, ok := p.take(r)
-	if !ok || c.at&d.zoneMask+c.len > z.load().wp() { // it has been reset since
+	c, ok := p.take(r, d.zoneMask, z.load().wp())
+	if !ok {
 		z.mu.Unlock()
 		return 0, false
 	}
