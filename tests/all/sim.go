@@ -17,7 +17,7 @@ type simulated struct {
 // sim runs the crash simulation and says how far it came.
 func sim(ctx context.Context, r *report, s simulated) error {
 	limit := 15*time.Minute + time.Duration(s.cuts)*100*time.Millisecond
-	err := goTest(ctx, r, "-timeout="+limit.String(), "-run=^TestPowerCuts|ActiveSet", "./tests/sim", fmt.Sprint("-cuts=", s.cuts), fmt.Sprint("-first=", s.seed))
+	err := goTest(ctx, r, "-timeout="+limit.String(), "-run=^TestPowerCuts|ActiveSet|DeathOfTheServer", "./tests/sim", fmt.Sprint("-cuts=", s.cuts), fmt.Sprint("-first=", s.seed))
 	states := 0
 	for _, t := range r.tests {
 		states += crashStates(t.output.String())

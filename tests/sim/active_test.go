@@ -22,7 +22,7 @@ func TestZonesLeaveTheActiveSetBeforeOthersEnter(t *testing.T) {
 	h := newHost(t, rng.IntN, s)
 	h.loose = true
 	h.seen = new(census)
-	defer h.seen.report(t, false)
+	defer h.seen.report(t, nil)
 	if err := h.open(); err != nil {
 		t.Fatal(err)
 	}

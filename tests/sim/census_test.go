@@ -48,16 +48,13 @@ func (c *census) add(what string) {
 	c.n[what]++
 }
 
-// report logs the counts; complete says that none of mustMeet may be missing.
-func (c *census) report(t *testing.T, complete bool) {
+// report logs the counts; none of must may be missing.
+func (c *census) report(t *testing.T, must []string) {
 	t.Helper()
 	for _, what := range slices.Sorted(maps.Keys(c.n)) {
 		t.Logf("%9d %s", c.n[what], what)
 	}
-	if !complete {
-		return
-	}
-	for _, what := range mustMeet {
+	for _, what := range must {
 		if c.n[what] == 0 {
 			t.Errorf("these lives had no %s", what)
 		}

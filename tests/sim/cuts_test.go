@@ -48,10 +48,16 @@ func TestPowerCutsKeepThePromises(t *testing.T) {
 	seen := new(census)
 	if *seedFlag != 0 {
 		synctest.Test(t, func(t *testing.T) { liveAndDie(t, *seedFlag, seen) })
-		seen.report(t, false)
+		seen.report(t, nil)
 		return
 	}
-	t.Cleanup(func() { seen.report(t, !t.Failed() && *cutsFlag >= enoughCuts) })
+	t.Cleanup(func() {
+		if t.Failed() || *cutsFlag < enoughCuts {
+			seen.report(t, nil)
+		} else {
+			seen.report(t, mustMeet)
+		}
+	})
 	last := *firstFlag + uint64((*cutsFlag+cutsPerSeed-1)/cutsPerSeed)
 	lanes := runtime.GOMAXPROCS(0)
 	for lane := range lanes {

@@ -21,7 +21,8 @@ import (
 // The server is killed again and again while clients are at work, and each
 // successor goes on with the page cache, the journal, and the requests that have
 // no answer: those are sent again, and the clients notice nothing (I9). Now and
-// then the power goes off instead, after a flush (I10).
+// then a server leaves in order, or its disk fails, or the power goes off, also
+// between a death and the recovery (I10).
 
 const (
 	clients      = 5
@@ -35,19 +36,32 @@ var deathSpecs = []spec{
 	{CreateOptions: qcow2.CreateOptions{ClusterSize: 64 << 10, RefcountBits: 16, Size: 640 << 10, ZoneSize: 64 << 10, ZoneCapacity: 20 << 10, Conventional: 1}},
 }
 
+// enoughLives is how many seeds are known to meet everything that the census
+// wants.
+const enoughLives = 500
+
 func TestTheDeathOfTheServerGoesUnnoticed(t *testing.T) {
+	seen := new(census)
 	if *seedFlag != 0 {
-		synctest.Test(t, func(t *testing.T) { dieAndGoOn(t, *seedFlag) })
+		synctest.Test(t, func(t *testing.T) { dieAndGoOn(t, *seedFlag, seen) })
+		seen.report(t, nil)
 		return
 	}
-	last := *firstFlag + uint64(*cutsFlag/20)
+	seeds := uint64(*cutsFlag / 20)
+	t.Cleanup(func() {
+		if t.Failed() || seeds < enoughLives {
+			seen.report(t, nil)
+		} else {
+			seen.report(t, mustSurvive)
+		}
+	})
 	lanes := runtime.GOMAXPROCS(0)
 	for lane := range lanes {
 		t.Run(fmt.Sprint("lane=", lane), func(t *testing.T) {
 			t.Parallel()
-			for seed := *firstFlag + uint64(lane); seed < last && !t.Failed(); seed += uint64(lanes) {
+			for seed := *firstFlag + uint64(lane); seed < *firstFlag+seeds && !t.Failed(); seed += uint64(lanes) {
 				t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
-					synctest.Test(t, func(t *testing.T) { dieAndGoOn(t, seed) })
+					synctest.Test(t, func(t *testing.T) { dieAndGoOn(t, seed, seen) })
 				})
 			}
 		})
@@ -63,6 +77,8 @@ type world struct {
 	disk *crashfile.File
 	mem  []uint64 // the journal's
 	rng  *rand.Rand
+	seen *census
+	cut  bool // the power was off: only what was durable counts
 
 	mu    sync.Mutex // guards what follows, and is held by nobody who waits
 	zones []clientZone
@@ -82,6 +98,17 @@ type clientZone struct {
 	full    bool           // finished
 	opened  bool           // explicitly
 	strays  int            // sectors that an append sent again may have left
+
+	// What a power cut leaves of it; see aftermath_test.go.
+	gen     int              // how often it was reset
+	durable int              // sectors from its start on that stay
+	flushed map[int]uint64   // of a conventional zone: its sectors as the last flush found them
+	since   map[int][]uint64 // and what has been on its way there since, in any order
+	sent    map[uint64]bool  // the stamps of the appends since it was empty
+}
+
+func newClientZone(conv, appends bool) clientZone {
+	return clientZone{conv: conv, appends: appends, sectors: map[int]uint64{}, flushed: map[int]uint64{}, since: map[int][]uint64{}, sent: map[uint64]bool{}}
 }
 
 // errand is a request of a client until it is answered.
@@ -92,6 +119,8 @@ type errand struct {
 	sector int // in the zone
 	n      int // sectors
 	stamp  uint64
+	again  bool    // a server has died with it
+	covers []cover // of a flush
 }
 
 // life is one server.
@@ -104,52 +133,65 @@ type life struct {
 	dead    bool // guarded by w.mu
 }
 
-func dieAndGoOn(t *testing.T, seed uint64) {
-	w := &world{t: t, seed: seed, s: deathSpecs[seed%uint64(len(deathSpecs))], disk: crashfile.New(), rng: rand.New(rand.NewPCG(seed, 7))}
+func dieAndGoOn(t *testing.T, seed uint64, seen *census) {
+	w := &world{t: t, seed: seed, s: deathSpecs[seed%uint64(len(deathSpecs))], disk: crashfile.New(), rng: rand.New(rand.NewPCG(seed, 7)), seen: seen}
 	if err := qcow2.Format(w.disk, w.s.CreateOptions); err != nil {
 		t.Fatal(err)
 	}
 	n := uint32(w.s.Size / w.s.ZoneSize)
 	for i := range n {
-		w.zones = append(w.zones, clientZone{conv: uint64(i) < w.s.Conventional, appends: i%2 == 1, sectors: map[int]uint64{}})
+		w.zones = append(w.zones, newClientZone(uint64(i) < w.s.Conventional, i%2 == 1))
 	}
 	w.mem = make([]uint64, zns.JournalBytes(n, clients)/8)
 	w.disk.Pause(evenly(rand.New(rand.NewPCG(seed, 8))))
 	resumed := false
 	for range livesPerSeed {
 		l := w.start(resumed)
-		if w.rng.IntN(4) != 0 {
-			l.work(false)
-			resumed = true
-			continue
-		}
-		l.work(true)
-		l.verify()
-		if w.rng.IntN(2) == 0 {
-			w.note("power cut")
-			l.end()
-			w.disk = w.disk.Cut(w.rng)
-		} else {
-			w.note("close")
-			if err := l.im.Close(); err != nil {
-				w.fatalf("close: %v", err)
-			}
-			if rep, err := qcow2.Check(w.disk, nil); err != nil || rep.Dirty || rep.Corruptions+rep.Leaks != 0 {
-				w.fatalf("check: %+v, %v", rep, err)
-			}
-		}
-		for i := range w.zones {
-			w.zones[i].opened = false
-		}
 		resumed = false
-		w.disk.Pause(evenly(rand.New(rand.NewPCG(seed, w.rng.Uint64()))))
+		switch w.rng.IntN(8) {
+		case 0:
+			if l.fails() {
+				w.powerCut("failed syncs")
+			}
+		case 1:
+			l.work(true)
+			l.close()
+			w.seen.add("orderly leaves")
+			for c := range clients { // what comes then is not begun
+				if w.rng.IntN(2) == 0 {
+					w.open[c] = w.choose(c, w.rng)
+				}
+			}
+			if resumed = w.rng.IntN(4) != 0; !resumed {
+				w.powerCut("power cuts after leaves")
+			}
+		case 2:
+			l.work(true)
+			l.flush()
+			l.verify()
+			if w.rng.IntN(2) == 0 {
+				l.end()
+				w.powerCut("power cuts after flushes")
+				break
+			}
+			l.close()
+			for i := range w.zones {
+				w.zones[i].opened = false
+			}
+		default:
+			l.work(false)
+			if resumed = w.rng.IntN(4) != 0; !resumed {
+				w.powerCut("power cuts after deaths")
+			}
+		}
+		if !resumed {
+			w.disk.Pause(evenly(rand.New(rand.NewPCG(seed, w.rng.Uint64()))))
+		}
 	}
 	l := w.start(resumed)
 	l.work(true)
 	l.verify()
-	if err := l.im.Close(); err != nil {
-		w.fatalf("close: %v", err)
-	}
+	l.close()
 }
 
 // evenly is a slow disk whose operations end at even times: a kill comes at an
@@ -174,7 +216,10 @@ func (w *world) start(resumed bool) *life {
 		Size: z.Size, ZoneSize: z.ZoneSize, ZoneCapacity: z.ZoneCapacity, NrZones: uint32(len(w.zones)),
 		Conventional: uint32(z.Conventional), MaxOpen: uint32(z.MaxOpen), MaxAppend: z.ZoneSize, BlockSize: 512,
 	}
-	for {
+	for deaths := 0; ; deaths++ {
+		if deaths > 1 {
+			w.seen.add("deaths in a row")
+		}
 		l := &life{w: w, disk: w.disk}
 		mem := unsafe.Slice((*byte)(unsafe.Pointer(&w.mem[0])), len(w.mem)*8)
 		var err error
@@ -199,6 +244,9 @@ func (w *world) start(resumed bool) *life {
 			}
 			if err == nil {
 				w.disk.CutIn(0)
+				if w.cut {
+					l.afterCut()
+				}
 				l.verifyResets()
 				w.grow()
 				return l
@@ -209,12 +257,13 @@ func (w *world) start(resumed bool) *life {
 			w.fatalf("start (resumed: %v): %v", resumed, err)
 		}
 		w.note("killed while starting")
+		w.seen.add("deaths while starting")
 		w.disk = w.disk.Kill()
 	}
 }
 
 // work lets the clients work until the server is killed or, in order, they have
-// done enough and flushed.
+// done enough.
 func (l *life) work(inOrder bool) {
 	w := l.w
 	var wg sync.WaitGroup
@@ -239,8 +288,10 @@ func (l *life) work(inOrder bool) {
 		w.mem = left
 		w.disk = l.disk.Kill()
 		w.log = append(w.log, "killed")
+		w.seen.add("deaths")
 		for c, e := range w.open {
 			if e != nil {
+				e.again = true
 				w.log = append(w.log, fmt.Sprintf("  client %d has no answer to %v", c, *e))
 				if e.op == zns.OpAppend {
 					w.zones[e.zone].strays += e.n
@@ -253,9 +304,28 @@ func (l *life) work(inOrder bool) {
 		return
 	}
 	wg.Wait()
-	if l.do(&errand{op: zns.OpFlush}, clients, nil) != nil {
-		w.fatalf("flush failed")
+}
+
+// flush makes everything durable. Nothing is in flight.
+func (l *life) flush() {
+	w := l.w
+	if err := l.do(&errand{op: zns.OpFlush}, clients, nil); err != nil {
+		w.fatalf("flush: %v", err)
 	}
+	w.allDurable()
+}
+
+// close closes the image in order. Nothing is in flight.
+func (l *life) close() {
+	w := l.w
+	w.note("close")
+	if err := l.im.Close(); err != nil {
+		w.fatalf("close: %v", err)
+	}
+	if rep, err := qcow2.Check(w.disk, nil); err != nil || rep.Dirty || rep.Corruptions+rep.Leaks != 0 {
+		w.fatalf("check: %+v, %v", rep, err)
+	}
+	w.allDurable()
 }
 
 // end stops a server without a word.
@@ -266,7 +336,6 @@ func (l *life) end() {
 	w.disk = l.disk.Kill()
 	w.mu.Unlock()
 	l.im.Abandon()
-	w.disk.Pause(nil)
 }
 
 // serve has one request of a client answered, and reports whether the server
@@ -278,13 +347,19 @@ func (l *life) serve(c int, rng *rand.Rand) bool {
 	if e == nil {
 		e = w.choose(c, rng)
 		w.open[c] = e
+	} else if e.again {
+		w.seen.add(e.op.String() + " sent again")
 	}
 	w.mu.Unlock()
 	var at uint64
 	err := l.do(e, uint32(c), &at)
-	time.Sleep(time.Duration(rng.IntN(50)) * 2) // done, but not answered
+	unheard := time.Duration(rng.IntN(50)) * 2                          // done, but not answered
+	if rng.IntN(16) == 0 || e.op == zns.OpOpen || e.op == zns.OpClose { // which take no time themselves
+		unheard *= 100
+	}
+	time.Sleep(unheard)
 	w.mu.Lock()
-	dead := l.dead
+	dead := l.dead || err != nil && l.im.Failed() != nil
 	if !dead {
 		w.answered(c, e, at, err)
 		w.open[c] = nil
@@ -314,9 +389,16 @@ func (l *life) do(e *errand, slot uint32, at *uint64) error {
 	return err
 }
 
-// choose decides what a client does next: like a file system, it writes a zone
-// from one place only, and resets it when nobody else uses it. w.mu is held.
+// choose decides what a client does next. w.mu is held.
 func (w *world) choose(c int, rng *rand.Rand) *errand {
+	e := w.wish(c, rng)
+	w.expect(e)
+	return e
+}
+
+// wish is what a client wants: like a file system, it writes a zone from one
+// place only, and resets it when nobody else uses it.
+func (w *world) wish(c int, rng *rand.Rand) *errand {
 	i := rng.IntN(len(w.zones))
 	z := &w.zones[i]
 	w.stamp++
@@ -367,6 +449,7 @@ func (w *world) answered(c int, e *errand, at uint64, err error) {
 		if err != nil {
 			w.fail("flush: %v", err)
 		}
+		w.covered(e)
 		return
 	}
 	z := &w.zones[e.zone]
@@ -382,7 +465,9 @@ func (w *world) answered(c int, e *errand, at uint64, err error) {
 	room := int(w.s.ZoneCapacity / 512)
 	switch e.op {
 	case zns.OpReset:
-		*z = clientZone{conv: z.conv, appends: z.appends, sectors: map[int]uint64{}}
+		gen := z.gen
+		*z = newClientZone(z.conv, z.appends)
+		z.gen = gen + 1
 	case zns.OpFinish:
 		for k := z.written; k < room && !z.appends; k++ {
 			z.sectors[k] = 0
@@ -407,6 +492,9 @@ func (w *world) answered(c int, e *errand, at uint64, err error) {
 		if z.written += e.n; !z.conv && z.written == room {
 			z.opened = false
 		}
+	}
+	if e.fua {
+		w.coveredByFUA(e, int(at-uint64(e.zone)*w.s.ZoneSize)/512)
 	}
 }
 
@@ -456,6 +544,7 @@ func (w *world) grow() {
 		}
 		if room := int(w.s.ZoneCapacity/512) - e.sector - e.n; room > 0 && w.rng.IntN(2) == 0 {
 			e.n += 1 + w.rng.IntN(min(room, 3))
+			w.seen.add("writes grown")
 		}
 	}
 }
