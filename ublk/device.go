@@ -128,7 +128,6 @@ func (d *Device) start(ctx context.Context, p *params) (err error) {
 	if err := d.ctl.start(ctx, d.id, os.Getpid()); err != nil {
 		return failed("start device", d.id, err)
 	}
-	d.setScheduler()
 	d.logStart(ctx, "device started")
 	go d.supervise()
 	return nil
@@ -339,26 +338,25 @@ func (d *Device) discard() {
 	}
 }
 
-// setScheduler takes the elevator away: zone write plugs order the writes
-// above it, so it only costs, and tags change when requests are issued again.
-// A device without that still works. To set what is set is not free: the kernel
-// waits for all requests, without an end if the server dies meanwhile.
-func (d *Device) setScheduler() {
-	if d.unscheduled() {
-		return
+// Unschedule takes the I/O scheduler of the device id away: zone write plugs order
+// the writes above it, so it only costs, and tags change when requests are issued
+// again. The process must not be the one that serves the device: the kernel waits
+// for the requests in flight, and a server that is killed meanwhile is not dead for
+// the kernel before they are answered.
+func Unschedule(id int) error {
+	if unscheduled(id) { // to set what is set is not free
+		return nil
 	}
-	if err := os.WriteFile(d.schedulerPath(), []byte("none"), 0); err != nil {
-		d.log.Debug("set the I/O scheduler to none", zap.Error(err))
-	}
+	return os.WriteFile(schedulerPath(id), []byte("none"), 0)
 }
 
-func (d *Device) schedulerPath() string {
-	return fmt.Sprintf("/sys/block/ublkb%d/queue/scheduler", d.id)
+func schedulerPath(id int) string {
+	return fmt.Sprintf("/sys/block/ublkb%d/queue/scheduler", id)
 }
 
-// unscheduled says that the device has no elevator.
-func (d *Device) unscheduled() bool {
-	b, err := os.ReadFile(d.schedulerPath())
+// unscheduled says that the device has no I/O scheduler.
+func unscheduled(id int) bool {
+	b, err := os.ReadFile(schedulerPath(id))
 	return err == nil && bytes.Contains(b, []byte("[none]"))
 }
 

@@ -17,6 +17,7 @@
 //
 //	config.go   what a caller chooses
 //	recover.go  the device outlives its server: Recover, Leave
+//	halfway.go  what a death in Recover has left half done
 //	pulse.go    whether the queues still serve
 //	params.go   everything that the kernel would refuse, refused first
 //	control.go  /dev/ublk-control: add, start, stop, delete
@@ -47,8 +48,8 @@
 //     it had, as the first request of that tag: it holds the tag all the time.
 //     So a record per tag (Config.Slot says which request belongs to which)
 //     suffices to recognise it, and is obsolete with the first request of the
-//     tag. Start takes the scheduler away; where somebody has set one, tags
-//     change (not tested).
+//     tag. With a scheduler, which a device with one queue has until Unschedule,
+//     tags change (not tested).
 //   - Operation and start are the same. The length can have grown: the kernel
 //     may merge what follows into a request that waits to be issued again (read
 //     in the block layer; not seen in the tests).
@@ -65,11 +66,20 @@
 //   - The kernel asks for no zone report. Its idea of the write pointers is what
 //     was answered, so the Target's must be that, too.
 //
-// Three deaths are beyond recovery, all of them windows of about a millisecond
-// and read in the driver, not provoked: a server that dies while START_DEV waits
-// for its zone report (the kernel waits for the report with the device locked),
-// or while it sets the scheduler with requests in flight; and, in 6.12 with
-// several queues, one that dies in Recover when some queues have fetched their
-// tags and others have not (the next START_USER_RECOVERY meets a queue without
-// a thread).
+// One death is beyond recovery: that of a server that has the zone report in hand
+// which START_DEV asks for. The kernel waits for the report without an end and
+// with the device locked, in a thread of the dead process, which therefore keeps
+// its files; every other command for the device waits, too. Linux 6.12 then waits
+// in the same way for the reads of a partition scan. In all that takes some
+// milliseconds, before the device can be used. hang_test.go provokes it; there is
+// no way around it, because what the device is to do with requests of the dead is
+// settled when it is added.
+//
+// Two others would be:
+//
+//   - A server that sets the I/O scheduler while requests are in flight waits for
+//     these in the kernel, and cannot die before they are answered. So Start does
+//     not, and Unschedule is for another process.
+//   - With Linux 6.12 START_USER_RECOVERY follows a null pointer if some queues
+//     have been fetched since the last one and others have not (halfway.go).
 package ublk

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -189,6 +190,20 @@ func (h *heir) done(r *zns.Request, s zns.Step) zns.Step {
 func (h *heir) Work(r *zns.Request) zns.Step           { return h.done(r, h.toy.Work(r)) }
 func (h *heir) End(r *zns.Request, err error) zns.Step { return h.done(r, h.toy.End(r, err)) }
 
+// diesReporting dies when the kernel asks it for its zones.
+type diesReporting struct {
+	*heir
+	asked atomic.Int32
+}
+
+func (d *diesReporting) Zone(i uint32) zns.Zone {
+	if d.asked.Add(1) > heirZones { // so often Start itself asks
+		syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		select {} // with the report
+	}
+	return d.heir.Zone(i)
+}
+
 // heirOrder tells a child process what to be.
 type heirOrder struct {
 	Dir           string
@@ -199,7 +214,7 @@ type heirOrder struct {
 	Recover bool // the device ID with Mark, instead of adding one
 	ID      int
 	Mark    uint64
-	DieAt   string // a step of Recover after which to die
+	DieAt   string // a step of Recover after which to die, or "report": in Start
 	DieIn   int    // the answer to die with, instead of giving it
 }
 
@@ -226,6 +241,8 @@ func (o heirOrder) serve(say func(heirSays)) error {
 	defer cancel()
 	var d *Device
 	switch {
+	case o.DieAt == "report":
+		d, err = Start(ctx, cfg, &diesReporting{heir: h})
 	case o.DieAt != "":
 		return o.die(ctx, cfg, h)
 	case o.Recover:
@@ -274,6 +291,14 @@ func (o heirOrder) die(ctx context.Context, cfg Config, h *heir) error {
 		do   func() error
 	}{
 		{"claim", func() error { return d.claim(ctx, cfg) }},
+		{"between", func() error {
+			if o.DieAt != "between" {
+				return nil
+			}
+			runtime.LockOSThread()
+			q := newQueue(d, 0)
+			return errors.Join(q.open(), q.fetch())
+		}},
 		{"fetch", func() error { return d.startQueues() }},
 		{"end", func() error { return ctl.endRecovery(ctx, o.ID, os.Getpid()) }},
 	} {

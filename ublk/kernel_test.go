@@ -138,6 +138,9 @@ func TestTheNodeIsAZonedDevice(t *testing.T) {
 			t.Errorf("%s is %q, want %q", name, got, want)
 		}
 	}
+	if err := Unschedule(d.ID()); err != nil { // nothing is in flight
+		t.Error(err)
+	}
 	if s := sysfs(t, d, "scheduler"); !strings.Contains(s, "[none]") {
 		t.Errorf("scheduler %s", s)
 	}

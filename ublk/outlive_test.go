@@ -4,12 +4,15 @@ package ublk
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -225,6 +228,81 @@ func TestADeathInRecoveryLeavesTheDeviceRecoverable(t *testing.T) {
 	}
 	f.recover()
 	f.advance(5)
+	f.end()
+}
+
+// TestADeathBetweenTheQueuesLeavesTheDeviceRecoverable has servers die that have
+// fetched the tags of the first queue and not of the second.
+func TestADeathBetweenTheQueuesLeavesTheDeviceRecoverable(t *testing.T) {
+	c := driver(t)
+	f := newFamily(t, true)
+	living := f.info(c).Features.Has(fPerIODaemon)
+	f.advance(3)
+	f.server.kill()
+	for range 2 {
+		o := f.heirOrder
+		o.DieAt = "between"
+		dead := spawn(t, o)
+		dead.cmd.Wait()
+		if !dead.cmd.ProcessState.Sys().(syscall.WaitStatus).Signaled() {
+			t.Fatalf("it did not die of a signal: %v", dead.cmd.ProcessState)
+		}
+		if !living {
+			mends := spawn(t, f.heirOrder)
+			if s := mends.said(t); !strings.Contains(s.Err, ErrAgain.Error()) {
+				t.Fatalf("%+v", s)
+			}
+			mends.cmd.Wait()
+		}
+	}
+	f.recover()
+	f.advance(5)
+	f.end()
+}
+
+// TestWhoSetsTheSchedulerWaitsForTheNextServer kills a server while another
+// process takes the scheduler away, with a request in flight.
+func TestWhoSetsTheSchedulerWaitsForTheNextServer(t *testing.T) {
+	o := heirOrder{Dir: t.TempDir(), Conventional: heirConventional, ZoneSize: heirZoneSize, Queues: 1, Depth: 16}
+	f := &family{TB: t, heirOrder: o, server: spawn(t, o)}
+	s := f.server.serves(t)
+	f.Recover, f.ID, f.Mark = true, s.ID, s.Mark
+	if err := os.WriteFile(schedulerPath(f.ID), []byte("mq-deadline"), 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := os.OpenFile(NodePath(f.ID), os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer n.Close()
+	f.server.cmd.Process.Signal(syscall.SIGSTOP)
+	read, set, p := make(chan error), make(chan error), direct(t, 4096)
+	go func() {
+		_, err := n.ReadAt(p, 0)
+		read <- err
+	}()
+	for inflight := []string{"0", "0"}; inflight[0] == "0"; time.Sleep(time.Millisecond) {
+		b, err := os.ReadFile(fmt.Sprintf("/sys/block/ublkb%d/inflight", f.ID)) // reads, writes
+		if inflight = strings.Fields(string(b)); err != nil || len(inflight) != 2 {
+			t.Fatalf("%q, %v", b, err)
+		}
+	}
+	go func() { set <- Unschedule(f.ID) }()
+	for frozen := false; !frozen; time.Sleep(time.Millisecond) {
+		stacks, _ := filepath.Glob("/proc/self/task/*/stack")
+		for _, name := range stacks {
+			b, _ := os.ReadFile(name)
+			frozen = frozen || bytes.Contains(b, []byte("blk_mq_freeze_queue_wait"))
+		}
+	}
+	f.server.kill()
+	f.recover()
+	if err := errors.Join(<-read, <-set); err != nil {
+		t.Error(err)
+	}
+	if !unscheduled(f.ID) {
+		t.Error("the scheduler is still there")
+	}
 	f.end()
 }
 

@@ -27,7 +27,7 @@ var errDying = errors.New("its last server has not let go of it yet: try again")
 //
 // It waits for a server that is still dying, within bounds and until ctx ends.
 // Errors that a caller may want to decide on are ErrNoDevice, ErrForeign,
-// ErrAlive and ErrLost. After an error, and after a death anywhere in Recover,
+// ErrAlive, ErrLost and ErrAgain. After an error, and after a death anywhere in Recover,
 // the device waits for a server as before. Where the kernel lacks PER_IO_DAEMON
 // (before Linux 6.16) the failed process may have to end first.
 //
@@ -69,9 +69,9 @@ func (d *Device) recover(ctx context.Context, cfg Config) (err error) {
 	if err := d.ctl.endRecovery(ctx, d.id, os.Getpid()); err != nil {
 		return failed("end the recovery of device", d.id, err)
 	}
-	if !d.unscheduled() {
+	if !unscheduled(d.id) {
 		d.log.Warn("the device has an I/O scheduler: what is issued again may come with other tags",
-			zap.String("set none in", d.schedulerPath()))
+			zap.String("set none in", schedulerPath(d.id)))
 	}
 	d.logStart(ctx, "device recovered")
 	go d.supervise()
@@ -112,6 +112,11 @@ func (d *Device) tryClaim(ctx context.Context, cfg Config) error {
 	}
 	if err != nil {
 		return failed("recover device", d.id, err)
+	}
+	if !d.features.Has(fPerIODaemon) {
+		if err := d.finishFetching(ctx); err != nil {
+			return failed("recover device", d.id, err)
+		}
 	}
 	switch err := d.ctl.startRecovery(ctx, d.id); {
 	case errors.Is(err, syscall.EBUSY):

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/qzbd/qzbd/qcow2"
+	"github.com/qzbd/qzbd/ublk"
 )
 
 // attachOptions are the flags of attach.
@@ -283,19 +284,41 @@ func attachAndReturn(o *attachOptions) error {
 	if err != nil {
 		return err
 	}
-	defer image.Close()
-	r, w, err := os.Pipe()
+	node, err := startServer(o, image)
+	if errors.Is(err, errAgain) {
+		node, err = startServer(o, image)
+	}
+	image.Close() // it is the server's now, and so is the lock
 	if err != nil {
 		return err
+	}
+	if id, ok := deviceNumber(node); ok && !o.resume {
+		if err := ublk.Unschedule(id); err != nil {
+			printWarning(fmt.Sprintf("the I/O scheduler of %s stays: %v", node, err))
+		}
+	}
+	fmt.Println(node)
+	return nil
+}
+
+// errAgain is the word of a server that another one can take the device over, as
+// soon as it has ended itself.
+var errAgain = errors.New("another server can take the device over now: try again")
+
+// startServer returns the node that the server makes of the image.
+func startServer(o *attachOptions, image *os.File) (node string, err error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return "", err
 	}
 	defer r.Close()
 	self, err := os.Executable()
 	if err != nil {
-		return err
+		return "", err
 	}
 	abs, err := filepath.Abs(o.image)
 	if err != nil {
-		return err
+		return "", err
 	}
 	cmd := exec.Command(self, o.args(abs)...)
 	role := startRole
@@ -309,26 +332,23 @@ func attachAndReturn(o *attachOptions) error {
 	// /dev/null.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
-		return errors.Join(err, w.Close())
+		return "", errors.Join(err, w.Close())
 	}
 	if err := w.Close(); err != nil {
-		return err
+		return "", err
 	}
 	p := newProgress("reading the mappings of " + o.image)
-	node, err := awaitReady(cmd, r, p.update, func(what string) {
+	node, err = awaitReady(cmd, r, p.update, func(what string) {
 		p.end()
 		printWarning(what)
 	})
 	p.end()
-	if err == nil {
-		fmt.Println(node)
-	}
-	return err
+	return node, err
 }
 
 // awaitReady returns the node that the server says is ready. It reads from the
 // pipe any number of "progress DONE TOTAL" and "warning MESSAGE", then "ready
-// NODE" or "error MESSAGE".
+// NODE", "error MESSAGE" or "again", which is errAgain.
 func awaitReady(cmd *exec.Cmd, pipe io.Reader, progress func(done, total int64), warning func(string)) (node string, err error) {
 	for r := bufio.NewReader(pipe); ; {
 		line, err := r.ReadString('\n')
@@ -346,6 +366,9 @@ func awaitReady(cmd *exec.Cmd, pipe io.Reader, progress func(done, total int64),
 			warning(strings.ReplaceAll(rest, "\x00", "\n"))
 		case "ready":
 			return rest, cmd.Process.Release()
+		case "again":
+			_ = cmd.Wait()
+			return "", errAgain
 		default:
 			_ = cmd.Wait() // its exit status says less than the message
 			return "", errors.New(strings.ReplaceAll(rest, "\x00", "\n"))
@@ -382,7 +405,11 @@ func attachInBackground(o *attachOptions) error {
 		_, err = fmt.Fprintln(pipe, "ready "+s.Device)
 		return errors.Join(err, pipe.Close())
 	})
-	if err != nil && !ready {
+	switch {
+	case err == nil || ready:
+	case errors.Is(err, ublk.ErrAgain):
+		fmt.Fprintln(pipe, "again")
+	default:
 		fmt.Fprintln(pipe, "error "+strings.ReplaceAll(err.Error(), "\n", "\x00"))
 	}
 	if err != nil {

@@ -111,8 +111,8 @@ func lint(ctx context.Context, r *report) error {
 		args []string
 	}{
 		{"vet", []string{"go", "vet", "./..."}},
-		{"vet kernel", []string{"go", "vet", "-tags=kernel,machine,long,mutants", "./..."}},
-		{"staticcheck", []string{"go", "tool", "staticcheck", "-tags=kernel,machine,long,mutants", "./..."}},
+		{"vet kernel", []string{"go", "vet", "-tags=kernel,machine,long,mutants,hang", "./..."}},
+		{"staticcheck", []string{"go", "tool", "staticcheck", "-tags=kernel,machine,long,mutants,hang", "./..."}},
 	} {
 		if err := command(ctx, r, check.args[0], check.args[1:]...); err != nil {
 			r.failCheck(check.name, err.Error())

@@ -162,7 +162,7 @@ func TestFioNoticesNoDeathOfTheServer(t *testing.T) {
 			im := h.create("a.qcow2", "size=256M,zone.size=8M,zone.capacity=6M,zone.conventional_zones=2,zone.max_open_zones=6,zone.max_active_zones=8")
 			d := im.attach(append(way.flags, "--queues", queues())...)
 			seed, rng := seeded(t)
-			h.survives(d, rng, kills(10), 300, func() *exec.Cmd { return verifying(d, engines[i], seed) })
+			h.survives(d, rng, kills(10), 300, d.killed, func() *exec.Cmd { return verifying(d, engines[i], seed) })
 			d.detach()
 		})
 	}
@@ -263,7 +263,7 @@ dd if=/dev/urandom of=%[1]s/source bs=1M count=8 2>/dev/null
 for i in 1 2 3 4 5 6 7 8 9 10 11 12; do dd if=%[1]s/source of=%[2]s/f$i bs=64k conv=fsync 2>/dev/null; done
 for i in 1 2 3 4 5 6 7 8 9 10 11 12; do cmp %[1]s/source %[2]s/f$i; done
 rm %[2]s/f*`, h.dir, dir)
-			h.survives(d, rng, kills(5), 40, func() *exec.Cmd { return exec.Command("sh", "-c", script) })
+			h.survives(d, rng, kills(5), 40, d.killed, func() *exec.Cmd { return exec.Command("sh", "-c", script) })
 			unmount()
 			d.detach()
 		})
@@ -272,7 +272,7 @@ rm %[2]s/f*`, h.dir, dir)
 
 // survives runs a program and kills the server of its device n times meanwhile,
 // each after most requests at most. A program that ends earlier is run again.
-func (h *host) survives(d *device, rng *rand.Rand, n, most int, program func() *exec.Cmd) {
+func (h *host) survives(d *device, rng *rand.Rand, n, most int, kill func(), program func() *exec.Cmd) {
 	h.t.Helper()
 	var out strings.Builder
 	ended := make(chan error, 1)
@@ -303,7 +303,7 @@ func (h *host) survives(d *device, rng *rand.Rand, n, most int, program func() *
 			continue
 		}
 		began := time.Now()
-		d.killed()
+		kill()
 		d.recovered()
 		pauses = append(pauses, time.Since(began))
 	}
