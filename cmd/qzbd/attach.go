@@ -42,12 +42,14 @@ type attachOptions struct {
 	// dropShortZone: a short last zone is left out.
 	dropShortZone bool
 	logLevel      string
-	verbose       bool
-	trace         []string
-	noRecovery    bool
-	resume        bool                    // take over device id, whose server died
-	progress      func(done, total int64) // of opening the image
-	warn          func(string)            // of what may be lost; nil: only logged
+	// metrics is where the metrics can be read; "": only on the control socket.
+	metrics    string
+	verbose    bool
+	trace      []string
+	noRecovery bool
+	resume     bool                    // take over device id, whose server died
+	progress   func(done, total int64) // of opening the image
+	warn       func(string)            // of what may be lost; nil: only logged
 }
 
 // Shorter, the disk would be busy with nothing but our syncs; longer, nobody
@@ -183,6 +185,7 @@ func (o *attachOptions) flags(f *pflag.FlagSet) {
 	f.BoolVar(&o.noLock, "no-lock", false, "go on where the file system has no locks: keep other programs away yourself")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error; debug logs every request")
 	f.StringSliceVar(&o.trace, "trace", nil, "log what happens in detail: "+strings.Join(traceNames, ", "))
+	f.StringVar(&o.metrics, "metrics", "", "let Prometheus read metrics at an address: PORT of this machine alone, HOST:PORT, or unix:/PATH")
 	f.BoolVar(&o.noRecovery, "no-recovery", false, "let the device go, with errors for its users, when its server dies")
 }
 
@@ -203,7 +206,7 @@ func (o *attachOptions) args(path string) []string {
 		fmt.Sprintf("--sync-interval=%v", o.syncInterval),
 		fmt.Sprintf("--direct=%v", o.direct), fmt.Sprintf("--read-only=%v", o.readOnly),
 		fmt.Sprintf("--no-lock=%v", o.noLock), fmt.Sprintf("--drop-short-zone=%v", o.dropShortZone),
-		"--log-level=" + o.logLevel,
+		"--log-level=" + o.logLevel, "--metrics=" + o.metrics,
 		"--trace=" + strings.Join(o.trace, ","), fmt.Sprintf("--no-recovery=%v", o.noRecovery), "--", path}
 }
 
@@ -243,6 +246,9 @@ func (o *attachOptions) problems() (list []badFlag) {
 	}
 	if _, err := zapcore.ParseLevel(o.logLevel); err != nil {
 		bad("log-level", o.logLevel, "choose debug, info, warn or error")
+	}
+	if _, err := parseMetrics(o.metrics); err != nil {
+		bad("metrics", o.metrics, err.Error())
 	}
 	for _, name := range o.trace {
 		if !slices.Contains(traceNames, name) {

@@ -94,7 +94,7 @@ func completeAttach(cmd *cobra.Command) {
 	completeFlag(cmd, "log-level", words("debug", "info", "warn", "error"))
 	completeFlag(cmd, "sync-interval", words("0", "1s", "5s", "30s"))
 	completeFlag(cmd, "trace", words(traceNames...))
-	for _, number := range []string{"queues", "depth"} {
+	for _, number := range []string{"queues", "depth", "metrics"} {
 		completeFlag(cmd, number, words())
 	}
 }

@@ -23,13 +23,13 @@ import (
 // Nothing on it waits for the I/O path or is waited for by it. What a client may
 // cost is bounded: connections, the size of a request and how long it takes.
 const (
-	controlName    = "control"
-	controlClients = 16
-	controlHeader  = 8 << 10 // bytes
-	controlRead    = 5 * time.Second
-	// controlWrite includes the work. A handler that needs longer says so with
+	controlName = "control"
+	webClients  = 16
+	webHeader   = 8 << 10 // bytes
+	webRead     = 5 * time.Second
+	// webWrite includes the work. A handler that needs longer says so with
 	// http.ResponseController.
-	controlWrite = 10 * time.Second
+	webWrite = 10 * time.Second
 )
 
 func (s *state) controlPath() string { return filepath.Join(stateDir(s.ID), controlName) }
@@ -37,8 +37,8 @@ func (s *state) controlPath() string { return filepath.Join(stateDir(s.ID), cont
 // controlServer serves what is registered with Handle until close.
 type controlServer struct {
 	*http.ServeMux
-	log  *zap.Logger
-	http *http.Server // nil: not listening
+	log *zap.Logger
+	web *webServer // nil: not listening
 }
 
 func newControl(log *zap.Logger) *controlServer {
@@ -52,16 +52,8 @@ func (c *controlServer) listen(dir string) error {
 	if err != nil {
 		return fmt.Errorf("make a control socket: %w", err)
 	}
-	errorLog, err := zap.NewStdLogAt(c.log, zap.DebugLevel)
-	if err != nil {
-		return errors.Join(err, ln.Close())
-	}
-	c.http = &http.Server{
-		Handler: c, ErrorLog: errorLog, MaxHeaderBytes: controlHeader,
-		ReadTimeout: controlRead, WriteTimeout: controlWrite, IdleTimeout: controlRead,
-	}
-	go c.http.Serve(netutil.LimitListener(&peerListener{ln, c.log}, controlClients))
-	return nil
+	c.web, err = serveWeb(&peerListener{ln, c.log}, c, c.log)
+	return err
 }
 
 // ServeHTTP says who answers: a client of another version wants to know.
@@ -73,9 +65,35 @@ func (c *controlServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // close ends the service at once, in the middle of whatever it answers. The
 // socket stays: it goes with the record, or is replaced by another server's.
 func (c *controlServer) close() {
-	if c.http != nil {
-		c.http.Close()
+	if c.web != nil {
+		c.web.close()
 	}
+}
+
+// webServer answers HTTP requests, and bounds what a client can cost.
+type webServer struct {
+	http *http.Server
+	ln   net.Listener
+}
+
+// serveWeb takes over ln.
+func serveWeb(ln net.Listener, h http.Handler, log *zap.Logger) (*webServer, error) {
+	errorLog, err := zap.NewStdLogAt(log, zap.DebugLevel)
+	if err != nil {
+		return nil, errors.Join(err, ln.Close())
+	}
+	w := &webServer{ln: ln, http: &http.Server{
+		Handler: h, ErrorLog: errorLog, MaxHeaderBytes: webHeader,
+		ReadTimeout: webRead, WriteTimeout: webWrite, IdleTimeout: webRead,
+	}}
+	go w.http.Serve(netutil.LimitListener(ln, webClients))
+	return w, nil
+}
+
+// close ends all connections.
+func (w *webServer) close() {
+	w.ln.Close() // whether Serve has begun or not
+	w.http.Close()
 }
 
 // listenUnix listens on a socket that only root and our user can use from its

@@ -256,7 +256,7 @@ func TestClosingWaitsForNoClient(t *testing.T) {
 		})
 	})
 	defer close(release)
-	for range controlClients / 2 {
+	for range webClients / 2 {
 		conn, err := net.Dial("unix", c.path)
 		if err != nil {
 			t.Fatal(err)

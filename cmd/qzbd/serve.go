@@ -52,7 +52,9 @@ type server struct {
 // locked.
 func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) error) error {
 	srv := &server{log: log, stop: make(chan os.Signal, 1), failed: make(chan error, 1), control: newControl(log)}
+	metrics := newMetrics(&srv.source)
 	srv.control.HandleFunc("GET /stats", srv.source.serveStats)
+	srv.control.Handle("GET /metrics", metrics)
 	srv.warn = func(what string) {
 		log.Warn(what)
 		if o.warn != nil {
@@ -74,6 +76,11 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 	if srv.state, err = newState(o, file); err != nil {
 		return errors.Join(err, file.Close())
 	}
+	atAddress, err := startMetrics(o.metrics, metrics, log, o.resume)
+	if err != nil {
+		return errors.Join(err, file.Close())
+	}
+	defer atAddress.close()
 	f := qcow2.NewOSFile(file)
 	var g zns.Geometry
 	if !o.resume {
