@@ -130,7 +130,11 @@ func printCheck(rep *qcow2.CheckReport) {
 	case rep.Corruptions > 0:
 		fmt.Printf("Errors were found on the image: corruptions %d, leaked clusters %d.\n", rep.Corruptions, rep.Leaks)
 	case rep.Leaks > 0:
-		fmt.Printf("Leaked clusters were found on the image: %d. They waste space and harm nothing.\n", rep.Leaks)
+		harm := "harm nothing"
+		if rep.Unplaced > 0 && !rep.Dirty {
+			harm = fmt.Sprintf("may be the data of the %d clusters below write pointers that have no place in the file", rep.Unplaced)
+		}
+		fmt.Printf("Leaked clusters were found on the image: %d. They waste space and %s.\n", rep.Leaks, harm)
 	default:
 		fmt.Println("No errors were found on the image.")
 	}

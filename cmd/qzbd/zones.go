@@ -78,6 +78,9 @@ func liveState(image string) *state {
 	}
 	s := list[0] // others are read-only as well, and say the same
 	fmt.Fprintf(os.Stderr, "%s is attached: reporting %s\n", image, s.Device)
+	if s.Failure != "" {
+		printWarning(s.Device + " has failed: its write pointers are not durable above those of the last good flush, and reads above these end in EIO")
+	}
 	return s
 }
 
