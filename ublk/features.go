@@ -17,30 +17,39 @@ type Feature struct {
 	Name     string // as in the kernel's header, without UBLK_F_
 	Since    string // the kernel version that brings it
 	Required bool   // by Start
+	Without  string // what a kernel that lacks it cannot do, "" if nothing is missed
 }
+
+// What is missed without a feature.
+const (
+	noDevice   = "there is no zoned device at all"
+	noRecovery = "no device outlives its server: attach takes --no-recovery only"
+	noHandover = "a living server hands its device to no other one: it has to end first. " +
+		"And a device with several queues is lost, its users hang until the next boot, if a new server dies in the moment in which some of its queues have begun and others have not"
+)
 
 // FeatureTable lists the features there are, by bit.
 var FeatureTable = []Feature{
-	{fSupportZeroCopy, "SUPPORT_ZERO_COPY", "6.15", false},
-	{fURingCmdCompInTask, "URING_CMD_COMP_IN_TASK", "6.0", false},
-	{fNeedGetData, "NEED_GET_DATA", "6.0", false},
-	{fUserRecovery, "USER_RECOVERY", "6.1", false},
-	{fUserRecoveryReissue, "USER_RECOVERY_REISSUE", "6.1", false},
-	{fUnprivilegedDev, "UNPRIVILEGED_DEV", "6.3", false},
-	{fCmdIoctlEncode, "CMD_IOCTL_ENCODE", "6.4", true},
-	{fUserCopy, "USER_COPY", "6.5", true},
-	{fZoned, "ZONED", "6.6", true},
-	{fUserRecoveryFailIO, "USER_RECOVERY_FAIL_IO", "6.13", false},
-	{fUpdateSize, "UPDATE_SIZE", "6.16", false},
-	{fAutoBufReg, "AUTO_BUF_REG", "6.16", false},
-	{fQuiesce, "QUIESCE", "6.16", false},
-	{fPerIODaemon, "PER_IO_DAEMON", "6.16", false},
-	{fBufRegOffDaemon, "BUF_REG_OFF_DAEMON", "6.17", false},
-	{fBatchIO, "BATCH_IO", "7.0", false},
-	{fIntegrity, "INTEGRITY", "7.0", false},
-	{fSafeStopDev, "SAFE_STOP_DEV", "7.0", false},
-	{fNoAutoPartScan, "NO_AUTO_PART_SCAN", "7.0", false},
-	{fShmemZC, "SHMEM_ZC", "7.1", false},
+	{fSupportZeroCopy, "SUPPORT_ZERO_COPY", "6.15", false, ""},
+	{fURingCmdCompInTask, "URING_CMD_COMP_IN_TASK", "6.0", false, ""},
+	{fNeedGetData, "NEED_GET_DATA", "6.0", false, ""},
+	{fUserRecovery, "USER_RECOVERY", "6.1", false, noRecovery},
+	{fUserRecoveryReissue, "USER_RECOVERY_REISSUE", "6.1", false, noRecovery},
+	{fUnprivilegedDev, "UNPRIVILEGED_DEV", "6.3", false, ""},
+	{fCmdIoctlEncode, "CMD_IOCTL_ENCODE", "6.4", true, noDevice},
+	{fUserCopy, "USER_COPY", "6.5", true, noDevice},
+	{fZoned, "ZONED", "6.6", true, noDevice},
+	{fUserRecoveryFailIO, "USER_RECOVERY_FAIL_IO", "6.13", false, ""},
+	{fUpdateSize, "UPDATE_SIZE", "6.16", false, ""},
+	{fAutoBufReg, "AUTO_BUF_REG", "6.16", false, ""},
+	{fQuiesce, "QUIESCE", "6.16", false, ""},
+	{fPerIODaemon, "PER_IO_DAEMON", "6.16", false, noHandover},
+	{fBufRegOffDaemon, "BUF_REG_OFF_DAEMON", "6.17", false, ""},
+	{fBatchIO, "BATCH_IO", "7.0", false, ""},
+	{fIntegrity, "INTEGRITY", "7.0", false, ""},
+	{fSafeStopDev, "SAFE_STOP_DEV", "7.0", false, ""},
+	{fNoAutoPartScan, "NO_AUTO_PART_SCAN", "7.0", false, ""},
+	{fShmemZC, "SHMEM_ZC", "7.1", false, ""},
 }
 
 // String names the bits that are set; unknown ones by number.

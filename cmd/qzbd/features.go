@@ -18,7 +18,13 @@ func featuresCommand() *cobra.Command {
 		Use:   "features",
 		Short: "Show what this kernel's ublk driver offers",
 		Long: `Features lists the features of the kernel's ublk driver, which of them qzbd
-needs, and the Linux version that brought each.`,
+needs, and the Linux version that brought each. Of those that are not here and
+missed it says what that means for devices.
+
+In two moments of about a millisecond the death of a server hangs its device
+until the next boot, whatever the kernel offers: while attach starts the device
+and the kernel asks for its zones, and while the I/O scheduler is set with
+requests in flight.`,
 		Args: needs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			have, err := kernelFeatures(cmd.Context())
@@ -49,13 +55,18 @@ type featureJSON struct {
 	Present  bool   `json:"present"`
 	Required bool   `json:"required"`
 	Since    string `json:"since"` // kernel version
+	Without  string `json:"without,omitempty"`
 }
 
 func printFeatures(have ublk.Features, asJSON bool) error {
 	var out []featureJSON
 	for _, f := range ublk.FeatureTable {
 		bit := bits.TrailingZeros64(uint64(f.Bit))
-		out = append(out, featureJSON{f.Name, bit, have&f.Bit != 0, f.Required, f.Since})
+		row := featureJSON{Name: f.Name, Bit: bit, Present: have.Has(f.Bit), Required: f.Required, Since: f.Since}
+		if !row.Present {
+			row.Without = f.Without
+		}
+		out = append(out, row)
 	}
 	if asJSON {
 		return printJSON(out)
@@ -66,5 +77,13 @@ func printFeatures(have ublk.Features, asJSON bool) error {
 	for _, f := range out {
 		fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\n", f.Name, f.Bit, word[f.Present], word[f.Required], f.Since)
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, f := range out {
+		if f.Without != "" {
+			fmt.Printf("\nWithout %s (Linux %s) %s.\n", f.Name, f.Since, f.Without)
+		}
+	}
+	return nil
 }
