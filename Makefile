@@ -2,7 +2,9 @@
 # giouring links only without the linker's check of pulled-in symbols; this
 # must reach every go command, those of the test driver included.
 version := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+date := $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
 export GOFLAGS := $(filter-out -ldflags=%,$(shell go env GOFLAGS)) -ldflags=-checklinkname=0
+LDFLAGS := -checklinkname=0 -X main.version=$(version)
 PREFIX ?= /usr
 UNITDIR ?= /usr/lib/systemd/system
 MODULESDIR ?= /usr/lib/modules-load.d
@@ -18,10 +20,10 @@ SERIES ?= 6.12 7
 space := $(subst ,, )
 comma := ,
 
-.PHONY: build vm zbdtest driver install demo test unit race fuzz long vm-test test-native lint clean sim mutants powercut kills
+.PHONY: build vm zbdtest driver install files deb demo test unit race fuzz long vm-test test-native lint clean sim mutants powercut kills
 
 build: # a second -ldflags replaces the first, so it repeats it
-	go build -ldflags='-checklinkname=0 -X main.version=$(version)' -o bin/qzbd ./cmd/qzbd
+	go build -ldflags='$(LDFLAGS)' -o bin/qzbd ./cmd/qzbd
 
 zbdtest: # the rules of a zoned block device, for drives of one's own
 	go test -c -o bin/zbdtest ./tests/zbdtest
@@ -29,17 +31,35 @@ zbdtest: # the rules of a zoned block device, for drives of one's own
 vm:
 	go build -o bin/vm ./tests/vm/cmd/vm
 
-install: build
-	install -D -m 755 bin/qzbd $(DESTDIR)$(PREFIX)/bin/qzbd
-	install -d $(DESTDIR)$(UNITDIR)
+install: build files
+
+QZBD ?= bin/qzbd
+files: # what install installs, of that program
+	install -D -m 755 $(QZBD) $(DESTDIR)$(PREFIX)/bin/qzbd
+	install -d $(DESTDIR)/etc/qzbd $(DESTDIR)$(UNITDIR)
 	sed 's|/usr/bin/qzbd|$(PREFIX)/bin/qzbd|' systemd/qzbd@.service > $(DESTDIR)$(UNITDIR)/qzbd@.service
 	install -D -m 644 -t $(DESTDIR)$(RULESDIR) systemd/90-qzbd.rules
-	install -d $(DESTDIR)/etc/qzbd
-	install -D -m 644 systemd/qzbd.conf $(DESTDIR)$(MODULESDIR)/qzbd.conf
+	install -D -m 644 -t $(DESTDIR)$(MODULESDIR) systemd/qzbd.conf
+	install -D -m 644 -t $(SHARE)/doc/qzbd README.md ARCHITECTURE.md
+	install -D -m 644 -t $(SHARE)/doc/qzbd/examples systemd/example.conf
+	SOURCE_DATE_EPOCH=$(date) $(QZBD) man $(SHARE)/man
+	gzip -9nf $(SHARE)/man/man1/qzbd*.1 $(SHARE)/man/man5/qzbd.conf.5
 	install -d $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
-	bin/qzbd completion bash > $(SHARE)/bash-completion/completions/qzbd
-	bin/qzbd completion zsh > $(SHARE)/zsh/site-functions/_qzbd
-	bin/qzbd completion fish > $(SHARE)/fish/vendor_completions.d/qzbd.fish
+	$(QZBD) completion bash > $(SHARE)/bash-completion/completions/qzbd
+	$(QZBD) completion zsh > $(SHARE)/zsh/site-functions/_qzbd
+	$(QZBD) completion fish > $(SHARE)/fish/vendor_completions.d/qzbd.fish
+
+# The packager, nfpm, is a module of its own: nothing else needs it.
+DEBVERSION ?= 0~git$(shell date -u -d @$(date) +%Y%m%d%H%M%S).$(shell git rev-parse --short HEAD)
+deb:
+	rm -rf bin/deb && mkdir -p bin/deb
+	CGO_ENABLED=0 go build -trimpath -ldflags='$(LDFLAGS) -s -w' -o bin/deb/qzbd ./cmd/qzbd
+	$(MAKE) --no-print-directory files QZBD=bin/deb/qzbd DESTDIR=bin/deb/root PREFIX=/usr
+	install -D -m 644 -t bin/deb/root/usr/share/doc/qzbd systemd/nfpm/copyright
+	install -D -m 644 systemd/nfpm/lintian-overrides bin/deb/root/usr/share/lintian/overrides/qzbd
+	printf 'qzbd (%s) unstable; urgency=medium\n\n  * As in the repository.\n\n -- The qzbd authors <qzbd@localhost>  %s\n' '$(DEBVERSION)' "$$(date -u -R -d @$(date))" | gzip -9n > bin/deb/root/usr/share/doc/qzbd/changelog.gz
+	GOFLAGS= go build -modfile=systemd/nfpm/go.mod -o bin/nfpm github.com/goreleaser/nfpm/v2/cmd/nfpm
+	VERSION='$(DEBVERSION)' SOURCE_DATE_EPOCH=$(date) bin/nfpm package -f systemd/nfpm/nfpm.yaml -p deb -t bin/deb/
 
 demo: build vm
 	go run ./tests/demo
