@@ -281,13 +281,16 @@ func (d *Device) supervise() {
 		err = errors.Join(err, d.release(d.cfg.Ended))
 	}
 	d.ctl.Close()
+	if n := d.refused.unlogged(); n > 0 {
+		d.log.Warn("more requests failed", zap.Int("unlogged", n))
+	}
 	switch {
 	case err != nil:
-		d.log.Warn("device ended", zap.Error(err))
+		d.log.Debug("device ended", zap.Error(err))
 	case d.left:
-		d.log.Info("device left to its next server")
+		d.log.Debug("device left to its next server")
 	default:
-		d.log.Info("device stopped")
+		d.log.Debug("device stopped")
 	}
 	d.err = err
 	close(d.done)
@@ -367,9 +370,9 @@ func (d *Device) logStart(ctx context.Context, what string) {
 		d.log.Debug("ask for the device's parameters", zap.Error(err))
 		return
 	}
-	d.log.Info(what, zap.Uint32("zones", d.geometry.NrZones), zap.Uint64("bytes", d.geometry.Size),
+	d.log.Debug(what, zap.Uint32("zones", d.geometry.NrZones), zap.Uint64("bytes", d.geometry.Size),
 		zap.Int("queues", d.cfg.Queues), zap.Int("depth", d.cfg.Depth),
-		zap.Uint64("append_bytes", sector(p.Zoned.MaxZoneAppendSectors).bytes()),
+		zap.Uint64("append-bytes", sector(p.Zoned.MaxZoneAppendSectors).bytes()),
 		zap.Stringer("features", d.features))
 }
 

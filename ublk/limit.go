@@ -16,6 +16,13 @@ type limiter struct {
 	dropped int
 }
 
+// unlogged is how many lines were not written since the last one.
+func (l *limiter) unlogged() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.dropped
+}
+
 // allow says whether to write a line now, and how many were not written
 // before it.
 func (l *limiter) allow() (ok bool, dropped int) {

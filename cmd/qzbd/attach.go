@@ -21,6 +21,7 @@ import (
 	"go.uber.org/zap/zapcore"
 
 	"github.com/qzbd/qzbd/qcow2"
+	"github.com/qzbd/qzbd/systemd"
 	"github.com/qzbd/qzbd/ublk"
 )
 
@@ -388,7 +389,7 @@ func attachInBackground(o *attachOptions) error {
 	syscall.CloseOnExec(readyFD)
 	image, pipe := os.NewFile(imageFD, o.image), os.NewFile(readyFD, "readiness pipe")
 	log := &lateFile{}
-	logger := newLogger(o.logLevel, log)
+	logger := newLogger(o.logLevel, log, false)
 	o.progress = throttle(time.Now, tellProgress(pipe))
 	o.warn = func(what string) {
 		// Who no longer waits does not want to know.
@@ -438,7 +439,7 @@ func attachInForeground(o *attachOptions) error {
 	p := newProgress("reading the mappings of " + o.image)
 	defer p.end()
 	o.progress = p.update
-	return serve(o, image, newLogger(o.logLevel, os.Stderr), func(s *state) error {
+	return serve(o, image, newLogger(o.logLevel, os.Stderr, systemd.JournalOnStderr()), func(s *state) error {
 		p.end()
 		fmt.Println(s.Device)
 		return nil
@@ -475,8 +476,15 @@ func (l *lateFile) Write(p []byte) (int, error) {
 	return l.file.Write(p)
 }
 
-// newLogger logs console lines to w; level has been validated.
-func newLogger(level string, w io.Writer) *zap.Logger {
+// journalPriorities are the beginnings of lines that say their level to the
+// journal (sd-daemon(3)).
+var journalPriorities = map[zapcore.Level]string{
+	zapcore.DebugLevel: "<7>", zapcore.InfoLevel: "<6>", zapcore.WarnLevel: "<4>", zapcore.ErrorLevel: "<3>",
+}
+
+// newLogger logs console lines to w, in the way of the journal if that reads
+// them; level has been validated.
+func newLogger(level string, w io.Writer, journal bool) *zap.Logger {
 	lvl, err := zapcore.ParseLevel(level)
 	if err != nil {
 		lvl = zapcore.InfoLevel
@@ -484,6 +492,12 @@ func newLogger(level string, w io.Writer) *zap.Logger {
 	cfg := zap.NewProductionEncoderConfig()
 	cfg.EncodeTime = zapcore.ISO8601TimeEncoder
 	cfg.ConsoleSeparator = " "
+	if journal {
+		cfg.TimeKey = "" // it has its own
+		cfg.EncodeLevel = func(l zapcore.Level, enc zapcore.PrimitiveArrayEncoder) {
+			enc.AppendString(journalPriorities[l] + l.String())
+		}
+	}
 	sink := zapcore.Lock(zapcore.AddSync(w))
 	return zap.New(zapcore.NewCore(zapcore.NewConsoleEncoder(cfg), sink, lvl))
 }

@@ -126,7 +126,11 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 	srv.log = srv.log.With(zap.String("device", dev.Path()))
 	srv.source.from.Store(&sourceOf{dev, srv.zones, srv.image, srv.state.Image, time.Now()})
 	srv.awaitLink(o.resume)
-	err = srv.announce(ready)
+	begun := "attached"
+	if o.resume {
+		begun = "recovered"
+	}
+	err = srv.announce(begun, ready)
 	if err != nil && o.resume { // whoever waited for this is gone, but others use the device
 		srv.log.Warn("device recovered, but nobody could be told", zap.Error(err))
 		err = nil
@@ -418,8 +422,8 @@ func (srv *server) awaitLink(recovered bool) {
 	}
 }
 
-// announce says that the node is usable.
-func (srv *server) announce(ready func(*state) error) error {
+// announce says that the node is usable, and how it began to be.
+func (srv *server) announce(begun string, ready func(*state) error) error {
 	srv.mu.Lock()
 	srv.announced = true
 	s := *srv.state
@@ -430,7 +434,8 @@ func (srv *server) announce(ready func(*state) error) error {
 	if err := systemd.Ready(fmt.Sprintf("serving %s as %s", s.Image, s.Device)); err != nil {
 		return fmt.Errorf("notify the service manager: %w", err)
 	}
-	srv.log.Info("serving", zap.String("image", s.Image), zap.Int("queues", s.Queues), zap.Int("depth", s.Depth))
+	srv.log.Info(begun, zap.String("image", s.Image), zap.String("version", version), zap.Int("pid", s.PID),
+		zap.Int("queues", s.Queues), zap.Int("depth", s.Depth), zap.Bool("read-only", s.ReadOnly))
 	return nil
 }
 
@@ -442,7 +447,9 @@ func (srv *server) untilStopped(dev *ublk.Device) {
 			srv.log.Info("stopping", zap.Stringer("signal", sig))
 			return
 		case <-dev.Done():
-			srv.log.Warn("the device was deleted by somebody else")
+			if err := dev.Wait(); errors.Is(err, ublk.ErrGone) { // else it is said why
+				srv.log.Warn("the device was deleted by somebody else")
+			}
 			return
 		case cause := <-srv.failed:
 			srv.log.Error("image failed, only reads go on: detach it, see to the disk and attach it again", zap.Error(cause))

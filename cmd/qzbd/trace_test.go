@@ -26,7 +26,7 @@ func (l *slowLog) Write(p []byte) (int, error) {
 
 func TestATraceNeverWaitsForItsLogAndCountsWhatItDrops(t *testing.T) {
 	log := &slowLog{begun: make(chan struct{}), goOn: make(chan struct{})}
-	tr := startZoneTrace(1<<20, newLogger("info", log))
+	tr := startZoneTrace(1<<20, newLogger("info", log, false))
 	event := func(i int) zns.Event {
 		return zns.Event{Zone: uint32(i), From: zns.CondEmpty, To: zns.CondImpOpen, WP: uint64(i)<<20 + 512, Open: 1, Active: 2}
 	}
