@@ -273,6 +273,26 @@ func TestWhatTheHostCouldNotWriteIsNotBelieved(t *testing.T) {
 	}
 }
 
+// Pointers of a process that was killed are worth nothing without the data below
+// them.
+func TestAnImageThatHasLostWritesIsNotOpenedWhereTheyHadGotTo(t *testing.T) {
+	f, im := fresh(t, small, Options{})
+	grow(t, im, 1, 8192, 4096)
+	must(t, im.Round())
+	im.Abandon()
+	disk := f.cut(nil)
+	ff := &forgetful{memFile: f.kill(), disk: disk, owed: syscall.EIO}
+	reached := func(zone uint32) (uint64, bool) { return im.zoneStart(zone) + 4096, zone == 2 }
+	if _, err := Open(ff, Options{Pointers: reached}); !errors.Is(err, ErrLost) || !errors.Is(err, syscall.EIO) {
+		t.Errorf("open: %v", err)
+	}
+	im = open(t, ff, Options{})
+	defer im.Abandon()
+	if wp := im.Pointer(1); wp != im.zoneStart(1)+8192 {
+		t.Errorf("the write pointer of zone 1 is %#x", wp)
+	}
+}
+
 func TestADiskThatStillFailsIsNotOpened(t *testing.T) {
 	f, im := fresh(t, small, Options{})
 	must(t, im.Close())

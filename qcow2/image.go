@@ -158,6 +158,12 @@ func Open(f File, o Options) (*Image, error) {
 // is read from the disk: see settle.
 func Forget(f File) { _ = settle(f, &Options{ReadOnly: true}) }
 
+// ErrLost is an image that is to be opened where a process that was killed had got
+// to (Options.Pointers), but what that has written is not all there: the host
+// could not write it to its disk, and says so only this once. So whoever hears it
+// has to see to it that nobody opens the image in that way once more.
+var ErrLost = errors.New("the host could not write to its disk what the last server has written: what was not flushed is lost")
+
 // settle makes the file's page cache and its disk the same. What is only in the
 // cache is not durable: a predecessor may have been killed. Worse, what the
 // kernel could not write it calls clean and keeps, and tells of that only once
@@ -174,9 +180,11 @@ func settle(f File, o *Options) error {
 	if c, ok := f.(interface{ dropCache() }); ok {
 		c.dropCache()
 	}
-	if err != nil {
+	switch {
+	case err != nil && o.Pointers != nil:
+		return fmt.Errorf("%w: %w", ErrLost, err)
+	case err != nil:
 		o.warn("the host could not write the image to its disk earlier (%v): what was written to it then may be lost", err)
-		o.Pointers = nil // what is below them may be lost
 		err = f.Sync()
 	}
 	return err

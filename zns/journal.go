@@ -170,8 +170,8 @@ func (d *Device) adoptJournal() error {
 			z.set(c, 0)
 		}
 		if start := d.start(uint32(i)); c.Active() || c == CondFull || c == CondEmpty {
-			if d.media.Pointer(uint32(i)) != start+w.wp() {
-				d.media.Stage(uint32(i), start+w.wp())
+			if wp := d.media.Pointer(uint32(i)); wp != start+w.wp() {
+				return fmt.Errorf("journal of zone %d: it was written up to %d, but the image has it up to %d", i, start+w.wp(), wp)
 			}
 		}
 		d.limits.adopt(uint32(i), c)

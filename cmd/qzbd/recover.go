@@ -241,6 +241,10 @@ func (s *state) goOn(o *attachOptions, f *qcow2.OSFile, opt qcow2.Options, more 
 		return uint64(zone)*g.ZoneSize + j.Pointer(zone), true
 	}
 	im, err := qcow2.Open(f, opt)
+	if errors.Is(err, qcow2.ErrLost) { // the host says so only once (I8)
+		s.Failure = err.Error()
+		err = errors.Join(err, s.recordFailure())
+	}
 	if err != nil {
 		j.close()
 		return nil, nil, nil, fmt.Errorf("%s: %w", o.image, err)
@@ -251,6 +255,17 @@ func (s *state) goOn(o *attachOptions, f *qcow2.OSFile, opt qcow2.Options, more 
 		return nil, nil, nil, errors.Join(fmt.Errorf("%s: %w", s.Device, err), im.Close())
 	}
 	return im, d, j, nil
+}
+
+// recordFailure writes the failure to the record of the device, which stays that of
+// the server that died.
+func (s *state) recordFailure() error {
+	last, err := readState(s.ID)
+	if err != nil {
+		return err
+	}
+	last.Failure = s.Failure
+	return last.save()
 }
 
 // sameImage checks that the image is still the file that the device was made of.
