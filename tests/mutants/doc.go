@@ -7,6 +7,9 @@
 //	make mutants                                        all of them
 //	go test -tags=mutants -v ./tests/mutants -run=/fua  one
 //
+// Those whose name begins with journal- break what a server leaves to the next one
+// when it dies; the deaths of servers have to show them.
+//
 // The log says after how many crash states a mutant was found. To see what was
 // found, apply the patch (git apply --recount -C1), run
 // make sim SEED=1, and what its failure says.

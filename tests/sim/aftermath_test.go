@@ -14,7 +14,7 @@ import (
 
 // mustSurvive is what enough lives of servers are known to meet.
 var mustSurvive = []string{
-	"deaths", "deaths while starting", "deaths in a row", "orderly leaves", "failed syncs",
+	"deaths", "deaths while starting", "writes lost before a recovery", "deaths in a row", "orderly leaves", "failed syncs",
 	"power cuts after deaths", "power cuts after leaves", "power cuts after flushes",
 	"write sent again", "write-zeroes sent again", "append sent again", "flush sent again",
 	"reset sent again", "finish sent again", "open sent again", "close sent again",
@@ -97,20 +97,22 @@ func (w *world) allDurable() {
 func (w *world) powerCut(what string) {
 	w.note("%s", what)
 	w.seen.add(what)
+	w.seen.add(crashStates)
 	w.disk = w.disk.Kill().Cut(w.rng)
 	w.cut = true
 }
+
+var errBroken = errors.New("the disk is broken")
 
 // fails lets the clients work until a sync fails, and the image with it, and ends
 // the server. It reports whether it came to that.
 func (l *life) fails() bool {
 	w := l.w
 	left, kind := w.rng.IntN(12), [...]crashfile.Kind{crashfile.Sync, crashfile.WriteDurable}[w.rng.IntN(2)]
-	broken := errors.New("the disk is broken")
 	l.disk.Fault(func(op crashfile.Op) error {
 		if op.Kind == kind {
 			if left--; left < 0 {
-				return broken
+				return errBroken
 			}
 		}
 		return nil
@@ -124,7 +126,7 @@ func (l *life) fails() bool {
 		})
 	}
 	wg.Wait()
-	if err := l.im.Failed(); !errors.Is(err, broken) {
+	if err := l.im.Failed(); !errors.Is(err, errBroken) {
 		w.fatalf("the image has failed: %v", err)
 	}
 	l.end()

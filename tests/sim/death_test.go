@@ -233,8 +233,16 @@ func (w *world) start(resumed bool) *life {
 		if resumed {
 			o.Pointers = func(zone uint32) (uint64, bool) { return uint64(zone)*g.ZoneSize + l.journal.Pointer(zone), true }
 			option = zns.Resume(l.journal)
-			if w.rng.IntN(3) == 0 {
+			switch w.rng.IntN(12) {
+			case 0, 1, 2, 3:
 				w.disk.CutIn(1 + w.rng.IntN(30))
+			case 4: // the host could not write what the dead one has written
+				w.disk.Fault(func(op crashfile.Op) error {
+					if op.Kind == crashfile.Sync {
+						return errBroken
+					}
+					return nil
+				})
 			}
 		}
 		if l.im, err = qcow2.Open(w.disk, o); err == nil {
@@ -253,11 +261,17 @@ func (w *world) start(resumed bool) *life {
 			}
 			l.im.Abandon()
 		}
+		if errors.Is(err, qcow2.ErrLost) {
+			w.powerCut("writes lost before a recovery")
+			resumed = false
+			continue
+		}
 		if !errors.Is(err, crashfile.ErrCut) {
 			w.fatalf("start (resumed: %v): %v", resumed, err)
 		}
 		w.note("killed while starting")
 		w.seen.add("deaths while starting")
+		w.seen.add(crashStates)
 		w.disk = w.disk.Kill()
 	}
 }
@@ -289,6 +303,7 @@ func (l *life) work(inOrder bool) {
 		w.disk = l.disk.Kill()
 		w.log = append(w.log, "killed")
 		w.seen.add("deaths")
+		w.seen.add(crashStates)
 		for c, e := range w.open {
 			if e != nil {
 				e.again = true
@@ -368,7 +383,11 @@ func (l *life) serve(c int, rng *rand.Rand) bool {
 	if dead {
 		return false
 	}
-	time.Sleep(time.Duration(rng.IntN(20)) * 2) // answered, but nobody has noted it
+	unnoted := time.Duration(rng.IntN(20)) * 2 // answered, but nobody has noted it
+	if rng.IntN(4) == 0 {
+		unnoted *= 100
+	}
+	time.Sleep(unnoted)
 	l.journal.Answered(uint32(c))
 	time.Sleep(time.Duration(rng.IntN(200)) * 2)
 	return true
