@@ -207,7 +207,7 @@ func TestKilledWhileDetaching(t *testing.T) {
 func TestKilledWhileRecovering(t *testing.T) {
 	h := begin(t)
 	seed, rng := seeded(t)
-	im := h.create("a.qcow2", "size=256M,zone.size=8M,zone.capacity=6M,zone.conventional_zones=2,zone.max_open_zones=6,zone.max_active_zones=8")
+	im := h.create("a.qcow2", busyImage)
 	d := im.attach("--queues", queues())
 	d.killed()
 	began := time.Now()
@@ -220,7 +220,7 @@ func TestKilledWhileRecovering(t *testing.T) {
 			im.serves().dies(within(rng, usual))
 			died++
 		}
-	}, func() *exec.Cmd { return verifying(d, engines[0], seed) })
+	}, func() *exec.Cmd { return verifying(d, "64M", engines[0], seed) })
 	t.Logf("%d successors died within the %v that a recovery takes", died, usual.Round(time.Millisecond))
 	d.detach()
 }

@@ -159,20 +159,20 @@ func TestFioNoticesNoDeathOfTheServer(t *testing.T) {
 		t.Run(way.name, func(t *testing.T) {
 			h := begin(t)
 			h.onExt4()
-			im := h.create("a.qcow2", "size=256M,zone.size=8M,zone.capacity=6M,zone.conventional_zones=2,zone.max_open_zones=6,zone.max_active_zones=8")
+			im := h.create("a.qcow2", busyImage)
 			d := im.attach(append(way.flags, "--queues", queues())...)
 			seed, rng := seeded(t)
-			h.survives(d, rng, kills(10), 300, d.killed, func() *exec.Cmd { return verifying(d, engines[i], seed) })
+			h.survives(d, rng, kills(10), 300, d.killed, func() *exec.Cmd { return verifying(d, "64M", engines[i], seed) })
 			d.detach()
 		})
 	}
 }
 
-// verifying is fio on sequential zones, which reads everything back.
-func verifying(d *device, engine string, seed uint64) *exec.Cmd {
+// verifying is fio that writes so much to sequential zones and reads it back.
+func verifying(d *device, size, engine string, seed uint64) *exec.Cmd {
 	return exec.Command("fio", "--name=load", "--filename="+d.node, "--direct=1", "--zonemode=zbd", "--offset=16M", "--size=240M",
 		"--ioengine="+engine, "--iodepth=16", "--rw=randwrite", "--bsrange=4k-64k", "--blockalign=4k",
-		"--max_open_zones=6", "--io_size=64M", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", fmt.Sprint("--randseed=", uint32(seed)))
+		"--max_open_zones=6", "--io_size="+size, "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", fmt.Sprint("--randseed=", uint32(seed)))
 }
 
 // Appends in flight are done once: none is answered with the place of another
