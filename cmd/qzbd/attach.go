@@ -51,6 +51,7 @@ type attachOptions struct {
 	resume     bool                    // take over device id, whose server died
 	progress   func(done, total int64) // of opening the image
 	warn       func(string)            // of what may be lost; nil: only logged
+	notFlusher error                   // why this process may wait for memory
 }
 
 // Shorter, the disk would be busy with nothing but our syncs; longer, nobody
@@ -90,18 +91,25 @@ or for another attach of the same image, and its users wait with it.`,
 			if err := o.complete(args); err != nil {
 				return err
 			}
-			if role := os.Getenv(backgroundEnv); role != "" {
+			role := os.Getenv(backgroundEnv)
+			if o.foreground || role != "" {
+				o.notFlusher = becomeFlusher()
+			}
+			if role != "" {
 				o.resume = role == resumeRole
 				return attachInBackground(&o)
+			}
+			if err := refuseStackedPath(o.image, -1); err != nil {
+				return err
 			}
 			if waiting, err := waitingFor(o.image); err != nil {
 				return err
 			} else if waiting != nil {
-				foreground, name := o.foreground, o.name
+				foreground, name, notFlusher := o.foreground, o.name, o.notFlusher
 				if err := o.takeOver(waiting); err != nil {
 					return err
 				}
-				o.foreground = foreground
+				o.foreground, o.notFlusher = foreground, notFlusher
 				if name != "" {
 					o.name = name
 				}
@@ -338,7 +346,7 @@ func startServer(o *attachOptions, image *os.File) (node string, err error) {
 	// No terminal, and no pipe of the caller's: its standard files are
 	// /dev/null.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	if err := startFlusher(cmd); err != nil {
 		return "", errors.Join(err, w.Close())
 	}
 	if err := w.Close(); err != nil {

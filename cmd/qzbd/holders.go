@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
@@ -63,25 +62,19 @@ func gone(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV)
 }
 
-// mountsOf reads /proc/self/mountinfo (proc_pid_mountinfo(5)). btrfs shows an
-// anonymous device number, so the source field counts too, and for XFS ours is
-// the realtime device among the options.
+// mountsOf says where a block device is mounted. btrfs shows an anonymous device
+// number, so the source counts too, and for XFS ours is the realtime device among
+// the options.
 func mountsOf(node, devno string) []string {
-	f, err := os.Open("/proc/self/mountinfo")
+	all, err := mounts()
 	if err != nil {
 		return nil
 	}
-	defer f.Close()
 	var who []string
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		left, right, ok := strings.Cut(sc.Text(), " - ")
-		fields, source := strings.Fields(left), strings.Fields(right)
-		if !ok || len(fields) < 5 || len(source) < 3 {
-			continue
-		}
-		second := slices.Contains(strings.Split(source[2], ","), "rtdev="+node)
-		if fields[2] == devno || source[1] == node || second {
-			who = append(who, "mounted on "+fields[4])
+	for _, m := range all {
+		second := slices.Contains(strings.Split(m.options, ","), "rtdev="+node)
+		if m.dev == devno || m.source == node || second {
+			who = append(who, "mounted on "+m.point)
 		}
 	}
 	return who
