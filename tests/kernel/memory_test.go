@@ -65,14 +65,14 @@ func TestAServerWorksWhenThereIsNoMemory(t *testing.T) {
 			}
 			h.tool(mkfs[0], mkfs[1:]...)
 			dir, unmount := h.mount(fs, d.node)
-			hog := h.hog(96 << 20)
+			hog := h.hog(80 << 20)
 			t.Logf("%d MiB are left", h.available()>>20)
 			fio := func(name string, args ...string) {
-				h.run("fio", append([]string{"--name=" + name, "--directory=" + dir, "--bs=64k", "--size=96M",
+				h.run("fio", append([]string{"--name=" + name, "--directory=" + dir, "--bs=64k", "--size=48M",
 					"--verify=crc32c", "--do_verify=0", "--end_fsync=1"}, args...)...)
 			}
 			fio("buffered", "--rw=write", "--numjobs=2")
-			fio("mapped", "--rw=randwrite", "--ioengine=mmap", "--fallocate=none", "--iodepth=1", "--size=48M")
+			fio("mapped", "--rw=randwrite", "--ioengine=mmap", "--fallocate=none", "--iodepth=1", "--size=24M")
 			threads := d.flushers()
 			t.Logf("%d threads", threads)
 			hog()
