@@ -241,6 +241,9 @@ func TestAServerThatIsGoneIsNamed(t *testing.T) {
 	}
 	c := controlOf(t, cmd.Process.Pid, "/nonexistent/control")
 	c.refuses(t, t.Context(), "/", "no control socket", "earlier version")
+	if err := c.explain(&os.PathError{Op: "connect to", Path: c.path, Err: syscall.EACCES}, 0); !strings.Contains(err.Error(), "only root") {
+		t.Error(err)
+	}
 	cmd.Process.Kill()
 	cmd.Wait()
 	c.refuses(t, t.Context(), "/", "has no server", "qzbd list")

@@ -97,6 +97,8 @@ func (c *controlClient) explain(err error, after time.Duration) error {
 		return fmt.Errorf("%s has no server, process %d is gone: qzbd list shows what can be done (%w)", c.s.Device, c.s.PID, err)
 	case errors.Is(err, os.ErrNotExist):
 		return fmt.Errorf("the server of %s, process %d, has no control socket: it is of an earlier version, detach and attach it (%w)", c.s.Device, c.s.PID, err)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("the server of %s, process %d, answers only root and its own user (%w)", c.s.Device, c.s.PID, err)
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, syscall.EAGAIN):
 		return fmt.Errorf("the server of %s, process %d, has not answered for %v: it is busy, or stopped (kill -CONT %d)",
 			c.s.Device, c.s.PID, after.Round(time.Second/10), c.s.PID)
