@@ -20,7 +20,7 @@ SERIES ?= 6.12 7
 space := $(subst ,, )
 comma := ,
 
-.PHONY: build vm zbdtest driver install files deb demo test unit race fuzz long vm-test test-native lint clean sim mutants powercut kills
+.PHONY: build vm zbdtest driver install files deb demo test unit race fuzz long vm-test systemd-test test-native lint clean sim mutants powercut kills
 
 build: # a second -ldflags replaces the first, so it repeats it
 	go build -ldflags='$(LDFLAGS)' -o bin/qzbd ./cmd/qzbd
@@ -57,7 +57,7 @@ deb:
 	$(MAKE) --no-print-directory files QZBD=bin/deb/qzbd DESTDIR=bin/deb/root PREFIX=/usr
 	install -D -m 644 -t bin/deb/root/usr/share/doc/qzbd systemd/nfpm/copyright
 	install -D -m 644 systemd/nfpm/lintian-overrides bin/deb/root/usr/share/lintian/overrides/qzbd
-	printf 'qzbd (%s) unstable; urgency=medium\n\n  * As in the repository.\n\n -- The qzbd authors <qzbd@localhost>  %s\n' '$(DEBVERSION)' "$$(date -u -R -d @$(date))" | gzip -9n > bin/deb/root/usr/share/doc/qzbd/changelog.gz
+	printf 'qzbd (%s) unstable; urgency=medium\n\n  * As in the repository.\n\n -- The qzbd authors <qzbd@users.noreply.github.com>  %s\n' '$(DEBVERSION)' "$$(date -u -R -d @$(date))" | gzip -9n > bin/deb/root/usr/share/doc/qzbd/changelog.gz
 	GOFLAGS= go build -modfile=systemd/nfpm/go.mod -o bin/nfpm github.com/goreleaser/nfpm/v2/cmd/nfpm
 	VERSION='$(DEBVERSION)' SOURCE_DATE_EPOCH=$(date) bin/nfpm package -f systemd/nfpm/nfpm.yaml -p deb -t bin/deb/
 
@@ -73,6 +73,9 @@ unit race lint: driver
 
 vm-test: driver
 	bin/all -only deps,build,kernel-6.12,kernel-7,machine
+
+systemd-test: driver # qzbd as a service of whole systems
+	bin/all -only deps,build,systemd-6.12,systemd-7
 
 driver:
 	go build -o bin/all ./tests/all

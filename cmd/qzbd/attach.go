@@ -51,7 +51,6 @@ type attachOptions struct {
 	resume     bool                    // take over device id, whose server died
 	progress   func(done, total int64) // of opening the image
 	warn       func(string)            // of what may be lost; nil: only logged
-	notFlusher error                   // why this process may wait for memory
 }
 
 // Shorter, the disk would be busy with nothing but our syncs; longer, nobody
@@ -91,25 +90,18 @@ or for another attach of the same image, and its users wait with it.`,
 			if err := o.complete(args); err != nil {
 				return err
 			}
-			role := os.Getenv(backgroundEnv)
-			if o.foreground || role != "" {
-				o.notFlusher = becomeFlusher()
-			}
-			if role != "" {
+			if role := os.Getenv(backgroundEnv); role != "" {
 				o.resume = role == resumeRole
 				return attachInBackground(&o)
-			}
-			if err := refuseStackedPath(o.image, -1); err != nil {
-				return err
 			}
 			if waiting, err := waitingFor(o.image); err != nil {
 				return err
 			} else if waiting != nil {
-				foreground, name, notFlusher := o.foreground, o.name, o.notFlusher
+				foreground, name := o.foreground, o.name
 				if err := o.takeOver(waiting); err != nil {
 					return err
 				}
-				o.foreground, o.notFlusher = foreground, notFlusher
+				o.foreground = foreground
 				if name != "" {
 					o.name = name
 				}
@@ -346,7 +338,7 @@ func startServer(o *attachOptions, image *os.File) (node string, err error) {
 	// No terminal, and no pipe of the caller's: its standard files are
 	// /dev/null.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := startFlusher(cmd); err != nil {
+	if err := cmd.Start(); err != nil {
 		return "", errors.Join(err, w.Close())
 	}
 	if err := w.Close(); err != nil {

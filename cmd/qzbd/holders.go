@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"os"
@@ -62,22 +63,40 @@ func gone(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV)
 }
 
-// mountsOf says where a block device is mounted. btrfs shows an anonymous device
-// number, so the source counts too, and for XFS ours is the realtime device among
-// the options.
+// mountsOf reads /proc/self/mountinfo (proc_pid_mountinfo(5)). btrfs shows an
+// anonymous device number, so the source field counts too, and for XFS ours is
+// the realtime device among the options.
 func mountsOf(node, devno string) []string {
-	all, err := mounts()
+	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return nil
 	}
+	defer f.Close()
 	var who []string
-	for _, m := range all {
-		second := slices.Contains(strings.Split(m.options, ","), "rtdev="+node)
-		if m.dev == devno || m.source == node || second {
-			who = append(who, "mounted on "+m.point)
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		left, right, ok := strings.Cut(sc.Text(), " - ")
+		fields, source := strings.Fields(left), strings.Fields(right)
+		if !ok || len(fields) < 5 || len(source) < 3 {
+			continue
+		}
+		second := slices.ContainsFunc(strings.Split(source[2], ","), func(option string) bool {
+			name, is := strings.CutPrefix(option, "rtdev=")
+			return is && isNode(name, node)
+		})
+		if fields[2] == devno || isNode(source[1], node) || second {
+			who = append(who, "mounted on "+fields[4])
 		}
 	}
 	return who
+}
+
+// isNode says that name, from a mount, is node or a link to it.
+func isNode(name, node string) bool {
+	if name == node {
+		return true
+	}
+	target, err := filepath.EvalSymlinks(name)
+	return err == nil && strings.HasPrefix(name, "/dev/") && target == node
 }
 
 // openersOf names the processes that have a file open, but this one.

@@ -173,24 +173,6 @@ const dyingWait = 30 * time.Second
 // only when nothing is in flight any more that the dead one had asked for: until
 // then its file is open, and locked.
 func (o *attachOptions) open() (*os.File, error) {
-	own := -1
-	if o.resume {
-		own = o.id
-	}
-	if err := refuseStackedPath(o.image, own); err != nil {
-		return nil, err
-	}
-	f, err := o.openFree()
-	if err != nil {
-		return nil, err
-	}
-	if err := refuseStackedFile(f, own); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
-}
-
-func (o *attachOptions) openFree() (*os.File, error) {
 	for deadline := time.Now().Add(dyingWait); ; time.Sleep(dyingWait / 1000) {
 		f, err := openImage(o.image, !o.readOnly, o.lock)
 		if err == nil || !o.resume || !errors.Is(err, qcow2.ErrInUse) || time.Now().After(deadline) {

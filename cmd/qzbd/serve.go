@@ -61,9 +61,6 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 			o.warn(what)
 		}
 	}
-	if o.notFlusher != nil {
-		log.Warn("a machine that runs out of memory may hang with a file system on this device", zap.Error(o.notFlusher))
-	}
 	signal.Notify(srv.stop, syscall.SIGTERM, syscall.SIGINT)
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
 	defer signal.Stop(srv.stop)

@@ -115,7 +115,6 @@ func TestADeviceOutlivesItsServer(t *testing.T) {
 			k.holds(3, at(2), 4096)
 			k.zeros(at(3), 4096)
 			says(t, h.refused(qzbd, "recover", d.node), "nothing to recover")
-			d.flushers()
 			k.close()
 			d.detach()
 			k = im.attach(way.flags...).open()

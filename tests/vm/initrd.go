@@ -18,7 +18,7 @@ import (
 
 // earlyModules are needed before the host's root, with all the others, is
 // visible. One that is built in is skipped.
-var earlyModules = []string{"virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"}
+var earlyModules = []string{"virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay", "virtio_blk", "ext4"}
 
 // initMain makes a program of package guest, in a module of its own.
 const initMain = "package main\n\nimport \"qzbd-init/guest\"\n\nfunc main() { guest.Main() }\n"

@@ -28,6 +28,7 @@ const (
 	bootAlive  = 4 * time.Minute  // until init reports
 	afterLimit = 60 * time.Second // from the command's own limit until we kill
 	afterExit  = 60 * time.Second // from the exit status to the power off
+	afterStop  = 4 * time.Minute  // the same of a system that shuts down
 )
 
 // machine is one qemu process and the directory it works in.
@@ -66,9 +67,17 @@ func newMachine(o Options, k Kernel, initrd string) (*machine, error) {
 		m.ports = append(m.ports, l)
 	}
 	if o.Scratch != "" {
-		if err := m.makeScratch(); err != nil {
+		if err := makeDisk(m.path("scratch"), strings.TrimSpace(o.Scratch)); err != nil {
 			m.close(true)
 			return nil, err
+		}
+	}
+	if o.System != "" {
+		if _, err := os.Stat(o.System); err != nil {
+			if err := makeDisk(o.System, systemSize); err != nil {
+				m.close(true)
+				return nil, err
+			}
 		}
 	}
 	return m, nil
@@ -76,11 +85,14 @@ func newMachine(o Options, k Kernel, initrd string) (*machine, error) {
 
 func (m *machine) path(name string) string { return filepath.Join(m.dir, name) }
 
-func (m *machine) makeScratch() error {
-	size := strings.TrimSpace(m.o.Scratch)
-	out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=1,nodiscard", m.path("scratch"), size).CombinedOutput()
+// systemSize is that of the disk for what a whole system writes.
+const systemSize = "8G"
+
+// makeDisk makes a sparse image with an empty ext4.
+func makeDisk(path, size string) error {
+	out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=1,nodiscard", path, size).CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("scratch disk of %s: %w: %s", size, err, out)
+		return fmt.Errorf("disk of %s: %w: %s", size, err, out)
 	}
 	return nil
 }
@@ -100,11 +112,7 @@ func (m *machine) close(ok bool) {
 
 // explain shows the end of the console.
 func (m *machine) explain() {
-	b, err := os.ReadFile(m.path("console.log"))
-	if err != nil {
-		return
-	}
-	lines := strings.Split(strings.TrimSpace(strings.ReplaceAll(string(b), "\r", "")), "\n")
+	lines := strings.Split(strings.TrimSpace(m.console()), "\n")
 	if n := len(lines) - 60; n > 0 {
 		lines = lines[n:]
 	}
@@ -116,7 +124,15 @@ func (m *machine) explain() {
 func (m *machine) dmesg() string {
 	b, err := os.ReadFile(filepath.Join(m.path("share"), guest.DmesgFile))
 	if err != nil {
-		b, _ = os.ReadFile(m.path("console.log"))
+		return m.console()
+	}
+	return strings.ReplaceAll(string(b), "\r", "")
+}
+
+func (m *machine) console() string {
+	b, err := os.ReadFile(m.path("console.log"))
+	if err != nil {
+		return ""
 	}
 	return strings.ReplaceAll(string(b), "\r", "")
 }
@@ -136,7 +152,7 @@ func (m *machine) qemuArgs() []string {
 		"-accel", accel, "-cpu", "max", "-smp", strconv.Itoa(m.o.CPUs), "-m", m.o.Memory,
 		"-serial", "file:" + comma(m.path("console.log")),
 		"-kernel", m.kernel.image(), "-initrd", m.initrd,
-		"-append", kernelArgs(),
+		"-append", kernelArgs() + m.systemArgs(),
 		"-device", "virtio-serial-pci,max_ports=8",
 	}
 	for i, l := range m.ports {
@@ -159,6 +175,9 @@ func (m *machine) qemuArgs() []string {
 	if m.o.Scratch != "" {
 		disks = append(disks[:len(disks):len(disks)], m.path("scratch"))
 	}
+	if m.o.System != "" {
+		disks = append(disks[:len(disks):len(disks)], m.o.System)
+	}
 	for _, d := range disks {
 		args = append(args, "-drive", "if=virtio,format=raw,cache=unsafe,discard=unmap,file="+comma(d))
 	}
@@ -174,6 +193,26 @@ func kernelArgs() string {
 		" watchdog_thresh=60"
 	if khz := tscKHz(); khz > 0 {
 		args += fmt.Sprintf(" tsc_early_khz=%d", khz)
+	}
+	return args
+}
+
+// masked are units that a system does without: what takes a minute of an emulated
+// one, and what would cover a checkout below /tmp.
+var masked = []string{
+	"tmp.mount",
+	"systemd-hwdb-update.service", "ldconfig.service", "systemd-journal-catalog-update.service",
+	"systemd-binfmt.service", "systemd-random-seed.service", "modprobe@drm.service",
+}
+
+// systemArgs are those of the kernel that systemd reads.
+func (m *machine) systemArgs() string {
+	if m.o.System == "" {
+		return ""
+	}
+	args := " systemd.unit=multi-user.target systemd.getty_auto=no"
+	for _, unit := range masked {
+		args += " systemd.mask=" + unit
 	}
 	return args
 }
@@ -262,13 +301,20 @@ func (m *machine) supervise(ctx context.Context, kill context.CancelCauseFunc, e
 			case guest.EventExit:
 				status, err := strconv.Atoi(rest)
 				m.exited, m.status = err == nil, status
-				late.Reset(afterExit)
+				if m.o.System != "" {
+					late.Reset(afterStop)
+				} else {
+					late.Reset(afterExit)
+				}
 			case guest.EventFail:
 				m.failure = rest
 				late.Reset(afterExit)
 			}
 		case <-late.C:
 			switch {
+			case m.exited && m.o.System != "":
+				m.failure = fmt.Sprintf("the system did not shut down within %v", afterStop)
+				kill(nil)
 			case m.exited || m.failure != "":
 				kill(nil) // we know enough: it just does not power off
 			case m.started:

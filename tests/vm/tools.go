@@ -1,11 +1,13 @@
 package vm
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 )
@@ -15,16 +17,17 @@ import (
 const toolsSuite = "forky"
 
 // toolsPackages is what goes into the tree, with all that it depends on:
-// tools for zoned devices, and what a root directory cannot do without.
-// Suffice it to boot: systemd and udev are in it as well.
+// tools for zoned devices, and what a system cannot do without that boots and
+// installs packages.
 var toolsPackages = []string{
 	"base-files", "base-passwd", "dash", "bash", "coreutils", "grep", "sed", "procps", "util-linux", "util-linux-extra",
-	"mount", "kmod", "udev", "systemd", "systemd-sysv", "e2fsprogs",
+	"mount", "kmod", "udev", "systemd", "systemd-sysv", "dbus", "e2fsprogs",
+	"dpkg", "tar", "diffutils", "libc-bin", "libseccomp2", "libbpf1",
 	"xfsprogs", "zonefs-tools", "btrfs-progs", "f2fs-tools", "fio", "dmsetup", "cryptsetup-bin",
 }
 
 // toolsLayout changes with whatever else decides about the tree.
-const toolsLayout = 1
+const toolsLayout = 2
 
 // EnsureTools returns the root directory of a Debian newer than the machine's
 // own, with the tools that the kernel tests chroot into. It is made once per
@@ -91,6 +94,9 @@ func makeTools(ctx context.Context, cache, dir string, log io.Writer) error {
 	if err := os.Mkdir(tree, 0o755); err != nil {
 		return err
 	}
+	if err := writeStatus(ctx, debs, tree); err != nil {
+		return err
+	}
 	// The first one to unpack decides what /bin and /lib are: links into
 	// /usr, as base-files has them.
 	if err := unpackFirst(ctx, debs, tree, "base-files_"); err != nil {
@@ -111,6 +117,29 @@ func unpackFirst(ctx context.Context, debs, tree, prefix string) error {
 		return fmt.Errorf("%d packages %s* among the downloaded, want 1 (%v)", len(names), prefix, err)
 	}
 	return unpackOne(ctx, names[0], tree)
+}
+
+// writeStatus makes a database of dpkg's that has the packages as installed.
+func writeStatus(ctx context.Context, debs, tree string) error {
+	names, err := filepath.Glob(filepath.Join(debs, "*.deb"))
+	if err != nil {
+		return err
+	}
+	db := filepath.Join(tree, "var/lib/dpkg")
+	for _, dir := range []string{"info", "updates", "triggers", "alternatives"} {
+		if err := os.MkdirAll(filepath.Join(db, dir), 0o755); err != nil {
+			return err
+		}
+	}
+	var status bytes.Buffer
+	for _, deb := range names {
+		out, err := exec.CommandContext(ctx, "dpkg-deb", "--field", deb).Output()
+		if err != nil {
+			return fmt.Errorf("read %s: %w", filepath.Base(deb), err)
+		}
+		fmt.Fprintf(&status, "%s\nStatus: install ok installed\n\n", bytes.TrimSpace(out))
+	}
+	return os.WriteFile(filepath.Join(db, "status"), status.Bytes(), 0o644)
 }
 
 // arrangeTools does what the packages' scripts would have done, as far as
@@ -137,7 +166,7 @@ func arrangeTools(tree string) error {
 		}
 	}
 	// A tree without these would fail much later and less clearly.
-	for _, program := range []string{"bin/sh", "usr/sbin/mkfs.xfs", "usr/sbin/mkzonefs", "usr/bin/fio", "usr/sbin/dmsetup", "usr/sbin/cryptsetup"} {
+	for _, program := range []string{"bin/sh", "usr/sbin/mkfs.xfs", "usr/sbin/mkzonefs", "usr/bin/fio", "usr/sbin/dmsetup", "usr/sbin/cryptsetup", "usr/lib/systemd/systemd", "usr/bin/dpkg"} {
 		if fi, err := os.Stat(filepath.Join(tree, program)); err != nil || fi.Mode()&0o111 == 0 {
 			return fmt.Errorf("the packages have no program %s (%v): have %s", program, err, strings.Join(toolsPackages, " "))
 		}

@@ -64,6 +64,12 @@ type Options struct {
 	Out     string   // host's directory to appear as $QZBD_VM_OUT
 	Tools   bool     // have $QZBD_TOOLS name the root of [EnsureTools]
 
+	// System names an ext4 image, made if it is not there. The machine then
+	// boots the tree of EnsureTools with systemd, runs the command as a service
+	// and shuts down in order; what it writes stays in the image. Of the host it
+	// sees only the module that Dir is in.
+	System string
+
 	Stdout, Stderr io.Writer // default: those of this process
 	Log            io.Writer // what the harness has to say; default: stderr
 
@@ -116,6 +122,11 @@ func (o Options) withDefaults() (Options, error) {
 			return o, err
 		}
 	}
+	if o.System != "" {
+		if o.System, err = filepath.Abs(o.System); err != nil {
+			return o, err
+		}
+	}
 	for i, d := range o.Disks {
 		if _, err := os.Stat(d); err != nil {
 			return o, fmt.Errorf("disk: %w", err)
@@ -147,7 +158,7 @@ func Run(ctx context.Context, o Options, argv []string) (int, error) {
 	if err != nil {
 		return ExitMachine, err
 	}
-	if o.Tools {
+	if o.Tools || o.System != "" {
 		if o.tools, err = EnsureTools(ctx, o.Log); err != nil {
 			return ExitMachine, err
 		}
@@ -188,6 +199,9 @@ func runOnce(ctx context.Context, o Options, k Kernel, initrd string, argv []str
 		return ExitMachine, fmt.Errorf("%w: it ended before init", errBootHung)
 	}
 	bad := scanDmesg(m.dmesg())
+	if o.System != "" { // what its end had to say
+		bad = scanDmesg(m.console())
+	}
 	if len(bad) > 0 {
 		fmt.Fprintf(o.Log, "vm: linux %s complained:\n%s\n", k.Release, strings.Join(bad, "\n"))
 	}
@@ -223,6 +237,10 @@ func newJob(o Options, k Kernel, argv []string) (*guest.Job, error) {
 		job.Disks++
 		job.Scratch = true
 	}
+	if o.System != "" {
+		job.Disks++
+		job.Tree = o.tools
+	}
 	if strings.Contains(argv[0], "/") {
 		// The working directory may be another one in the guest.
 		abs, err := filepath.Abs(argv[0])
@@ -230,6 +248,10 @@ func newJob(o Options, k Kernel, argv []string) (*guest.Job, error) {
 			return nil, err
 		}
 		job.Argv[0] = abs
+	}
+	if o.System != "" {
+		job.Expose = []string{moduleRoot(o.Dir)}
+		return job, nil
 	}
 	job.Expose = expose(append([]string{moduleRoot(o.Dir), o.tools}, job.Argv...))
 	return job, nil
@@ -288,7 +310,7 @@ func environment(host []string, o Options) []string {
 	if o.Scratch != "" {
 		env = append(env, "QZBD_VM_SCRATCH="+guest.ScratchDir)
 	}
-	if o.tools != "" {
+	if o.Tools {
 		env = append(env, "QZBD_TOOLS="+o.tools)
 	}
 	return append(env, o.Env...)

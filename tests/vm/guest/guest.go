@@ -71,4 +71,8 @@ type Job struct {
 	Expose  []string // host's files and directories to show although a tmpfs covers them
 	Disks   int      // virtio disks, scratch included
 	Scratch bool     // the last disk holds ext4, to be mounted at ScratchDir
+
+	// Tree is the host's directory to boot as a system, "" to run the command
+	// in the host's root. The last disk holds ext4, for what is written.
+	Tree string
 }

@@ -21,8 +21,13 @@ const (
 )
 
 // Main is the whole life of the machine. It never returns: the machine is
-// powered off.
+// powered off. Of a machine with systemd it is the beginning, and later a
+// service.
 func Main() {
+	if os.Getpid() != 1 {
+		serve()
+		return
+	}
 	var ports ports
 	if err := prepare(&ports); err != nil {
 		// Before the ports are there only the console listens.
@@ -31,6 +36,9 @@ func Main() {
 		powerOff()
 	}
 	job, err := readJob()
+	if err == nil && job.Tree != "" {
+		err = bootSystem(job)
+	}
 	if err == nil {
 		err = buildRoot(job)
 	}
@@ -138,7 +146,14 @@ func buildRoot(job *Job) error {
 			return err
 		}
 	}
-	// A tmpfs hides what the host has below it: show again what the job names.
+	if err := exposeAll(job); err != nil {
+		return err
+	}
+	return enterRoot()
+}
+
+// exposeAll shows in the new root what the job names of the host.
+func exposeAll(job *Job) error {
 	for _, p := range job.Expose {
 		if fi, err := os.Stat(hostDir + p); err == nil && !fi.IsDir() {
 			os.MkdirAll(filepath.Dir(newRoot+p), 0o755)
@@ -155,10 +170,12 @@ func buildRoot(job *Job) error {
 	if err := mount(TagOut, newRoot+OutDir, "9p", 0, "trans=virtio,version=9p2000.L,msize=262144,cache=none"); err != nil {
 		return err
 	}
-	if err := mount(shareDir, newRoot+"/run/qzbd-vm/share", "", syscall.MS_BIND, ""); err != nil {
-		return err
-	}
-	// As switch_root(8) does it, so that mountinfo tells the truth about "/".
+	return mount(shareDir, newRoot+runDir+"/share", "", syscall.MS_BIND, "")
+}
+
+// enterRoot makes the new root the root, as switch_root(8) does it, so that
+// mountinfo tells the truth about "/".
+func enterRoot() error {
 	if err := os.Chdir(newRoot); err != nil {
 		return err
 	}
@@ -171,9 +188,11 @@ func buildRoot(job *Job) error {
 	return os.Chdir("/")
 }
 
+const systemPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
 // settle does what a distribution's early boot would have done.
 func settle(job *Job) error {
-	os.Setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+	os.Setenv("PATH", systemPath)
 	if err := syscall.Sethostname([]byte("qzbd-vm")); err != nil {
 		return fmt.Errorf("host name: %w", err)
 	}

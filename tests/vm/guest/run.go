@@ -182,7 +182,7 @@ func saveDmesg() error {
 	if n, err = syscall.Klogctl(readAll, buf); err != nil {
 		return fmt.Errorf("dmesg: %w", err)
 	}
-	for _, dir := range []string{"/run/qzbd-vm/share", shareDir} {
+	for _, dir := range []string{runDir + "/share", shareDir} {
 		if err = os.WriteFile(filepath.Join(dir, DmesgFile), buf[:n], 0o644); err == nil {
 			return nil
 		}

@@ -96,6 +96,7 @@ func run(ctx context.Context, args []string) (int, error) {
 	flags.StringVar(&o.Dir, "dir", "", "working `directory` (default: this one)")
 	flags.StringVar(&o.Out, "out", "", "host's `directory` to appear as $QZBD_VM_OUT")
 	flags.BoolVar(&o.Tools, "tools", false, "have $QZBD_TOOLS name the root of \"vm tools\"")
+	flags.StringVar(&o.System, "system", "", "boot Debian with systemd, and keep what it writes in this `file`")
 	flags.StringVar(&o.Scratch, "scratch", "", "`size` of an ext4 file system at $QZBD_VM_SCRATCH")
 	flags.Func("disk", "raw image `file` for the next virtio disk, /dev/vda and on (repeatable)", func(s string) error {
 		o.Disks = append(o.Disks, s)
