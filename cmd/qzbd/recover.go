@@ -135,7 +135,7 @@ func refuseWaiting(image string) error {
 func (s *state) recover() error {
 	switch {
 	case s.alive():
-		return fmt.Errorf("%s has a server, process %d: there is nothing to recover", s.Device, s.PID)
+		return s.explainServed()
 	case !s.waits():
 		return s.explainDead()
 	}
@@ -178,7 +178,15 @@ func (o *attachOptions) open() (*os.File, error) {
 		if err == nil || !o.resume || !errors.Is(err, qcow2.ErrInUse) || time.Now().After(deadline) {
 			return f, err
 		}
+		// Somebody else may have been faster.
+		if s, err := readState(o.id); err == nil && s.alive() {
+			return nil, s.explainServed()
+		}
 	}
+}
+
+func (s *state) explainServed() error {
+	return fmt.Errorf("%s has a server, process %d: there is nothing to recover", s.Device, s.PID)
 }
 
 // commit writes to the image what a server that was killed had acknowledged,

@@ -123,6 +123,29 @@ func TestADeviceOutlivesItsServer(t *testing.T) {
 	}
 }
 
+// Of two that recover a device at the same time one does, and the other hears that
+// there is nothing to do.
+func TestADeviceIsRecoveredOnce(t *testing.T) {
+	h := begin(t)
+	d := h.create("a.qcow2", small).attach("--queues", queues())
+	for range 3 {
+		d.killed()
+		results := make(chan string, 2)
+		for range 2 {
+			go func() {
+				out, _ := exec.Command(qzbd, "recover", d.node).CombinedOutput()
+				results <- string(out)
+			}()
+		}
+		both := []string{<-results, <-results}
+		slices.Sort(both) // "/dev/…" is before "qzbd: …"
+		if both[0] != d.node+"\n" || !strings.Contains(both[1], "nothing to recover") {
+			t.Errorf("%q", both)
+		}
+	}
+	d.detach()
+}
+
 // An image whose device waits is taken over by attach, and detach without a
 // server keeps what was acknowledged.
 func TestAttachAndDetachOfADeviceThatWaits(t *testing.T) {
