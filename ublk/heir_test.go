@@ -227,7 +227,7 @@ type heirSays struct {
 }
 
 // serve is the life of a server: it serves until SIGTERM, leaves at SIGUSR1 and
-// breaks at SIGUSR2.
+// breaks at SIGUSR2. When it has left, another SIGUSR1 makes it the next server.
 func (o heirOrder) serve(say func(heirSays)) error {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2)
@@ -273,10 +273,25 @@ func (o heirOrder) serve(say func(heirSays)) error {
 				return err
 			}
 			say(heirSays{ID: d.ID(), Mark: d.mark, Left: true})
-			<-signals
+			if <-signals == syscall.SIGUSR1 {
+				return o.become(d.ID(), d.mark)
+			}
 			return nil // and nothing of the device's is touched
 		}
 	}
+}
+
+// become makes this process the next server, as another program.
+func (o heirOrder) become(id int, mark uint64) error {
+	o.Recover, o.ID, o.Mark = true, id, mark
+	order, err := json.Marshal(o)
+	if err != nil {
+		return err
+	}
+	if err := os.Setenv(heirEnv, string(order)); err != nil {
+		return err
+	}
+	return syscall.Exec("/proc/self/exe", os.Args, os.Environ())
 }
 
 // die takes the steps of Recover up to one, and dies.

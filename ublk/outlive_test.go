@@ -319,9 +319,27 @@ func TestABrokenServerLeavesTheDeviceRecoverable(t *testing.T) {
 	f.end()
 }
 
+// leave has the server leave the device, and returns how long that took.
+func (f *family) leave() time.Duration {
+	f.Helper()
+	begun := time.Now()
+	f.server.cmd.Process.Signal(syscall.SIGUSR1)
+	if s := f.server.said(f); !s.Left {
+		f.Fatalf("%+v", s)
+	}
+	return time.Since(begun)
+}
+
+// nothingInDoubt checks that the servers have left with empty hands.
+func (f *family) nothingInDoubt(h *heir) {
+	f.Helper()
+	if h.InDoubt.Load() != 0 || h.AgainDone.Load() != 0 {
+		f.Errorf("%d requests were in doubt, %d executed and issued again: a server has left with requests in its hands", h.InDoubt.Load(), h.AgainDone.Load())
+	}
+}
+
 // TestLeaveLeavesNothingInDoubt hands the device on under load, the old server
-// living until the new one has served for a while. Where the kernel cannot, it
-// says so and just ends.
+// living until the new one has served for a while, where the kernel can.
 func TestLeaveLeavesNothingInDoubt(t *testing.T) {
 	c := driver(t)
 	f := newFamily(t, true)
@@ -329,22 +347,14 @@ func TestLeaveLeavesNothingInDoubt(t *testing.T) {
 	var longest time.Duration
 	for range 5 {
 		f.advance(3)
-		old, begun := f.server, time.Now()
-		old.cmd.Process.Signal(syscall.SIGUSR1)
-		said := old.said(t)
-		longest = max(longest, time.Since(begun))
-		switch {
-		case !living:
-			if !strings.Contains(said.Err, "PER_IO_DAEMON") {
-				t.Fatalf("%+v", said)
-			}
-			old.cmd.Wait()
-		case !said.Left:
-			t.Fatalf("%+v", said)
-		default:
+		longest = max(longest, f.leave())
+		old := f.server
+		if living {
 			if i := f.info(c); i.State != StateQuiesced {
 				t.Errorf("after leave: %+v", i)
 			}
+		} else {
+			old.stop(t)
 		}
 		f.recover()
 		f.advance(3)
@@ -353,11 +363,28 @@ func TestLeaveLeavesNothingInDoubt(t *testing.T) {
 			f.advance(3) // the end of the old server is nothing to the device
 		}
 	}
-	h := f.end()
-	t.Logf("leave took %v at most; %d requests in doubt, %d executed and issued again", longest, h.InDoubt.Load(), h.AgainDone.Load())
-	if living && (h.InDoubt.Load() != 0 || h.AgainDone.Load() != 0) {
-		t.Error("a server has left with requests in its hands")
+	f.nothingInDoubt(f.end())
+	t.Logf("leave took %v at most", longest)
+}
+
+// TestAServerBecomesTheNextOne hands the device on within one process, which
+// runs the next program: on all kernels the old threads are gone then.
+func TestAServerBecomesTheNextOne(t *testing.T) {
+	f := newFamily(t, true)
+	var longest time.Duration
+	for range 10 {
+		f.advance(3)
+		begun := time.Now()
+		f.leave()
+		f.server.cmd.Process.Signal(syscall.SIGUSR1)
+		if s := f.server.serves(t); s.ID != f.ID || s.Mark != f.Mark {
+			t.Fatalf("%+v", s)
+		}
+		longest = max(longest, time.Since(begun))
+		f.advance(3)
 	}
+	f.nothingInDoubt(f.end())
+	t.Logf("a change of servers took %v at most", longest)
 }
 
 func TestOnlyAnOrphanOfOursIsRecovered(t *testing.T) {

@@ -27,7 +27,8 @@ var errDying = errors.New("its last server has not let go of it yet: try again")
 //
 // It waits for a server that is still dying, within bounds and until ctx ends.
 // Errors that a caller may want to decide on are ErrNoDevice, ErrForeign,
-// ErrAlive, ErrLost and ErrAgain. After an error, and after a death anywhere in Recover,
+// ErrAlive, ErrLost and ErrAgain. A server that has left and become this program
+// by execve(2) is not alive. After an error, and after a death anywhere in Recover,
 // the device waits for a server as before. Where the kernel lacks PER_IO_DAEMON
 // (before Linux 6.16) the failed process may have to end first.
 //
@@ -157,7 +158,7 @@ func recoverable(i Info, mark uint64) error {
 		return nil
 	case i.State != StateLive:
 		return fmt.Errorf("it is %v: %w", i.State, ErrLost)
-	case running(i.PID):
+	case i.PID != os.Getpid() && running(i.PID): // an earlier program of ours was the server
 		return fmt.Errorf("process %d serves it: %w", i.PID, ErrAlive)
 	}
 	return errDying
@@ -252,19 +253,20 @@ func sameParams(have, want params) error {
 // called, and the device waits for Recover. If ctx ends first, the rest is given
 // up as by a death of the process, which should then follow.
 //
-// It needs PER_IO_DAEMON (Linux 6.16). Before, as in 6.12, no living process can
-// hand a device over: there Leave changes nothing and says so, and a server that
-// wants to leave just ends.
+// With PER_IO_DAEMON (Linux 6.16) any process can call Recover then. Before, as in
+// 6.12, the kernel takes a device only from threads that have ended, so the next
+// server waits until this process has ended, or has become another program by
+// execve(2), which ends its threads all the same: it keeps them until then.
 //
-// QUIESCE_DEV is not used: it waits until each queue has one idle tag, not for
-// requests in flight, and after its timeout new requests are held up until the
-// server has gone.
+// QUIESCE_DEV is not used. It holds new requests up and waits until each queue
+// has one idle tag, not until the requests in flight are answered, which are then
+// in doubt for the next server; and when its timeout comes first, new requests are
+// held up until the server has gone. What is done here leaves nothing in doubt,
+// holds up only what comes while the last answers are given, and is the same on
+// kernels without that command.
 func (d *Device) Leave(ctx context.Context) error {
 	if !d.cfg.Recovery {
 		return fmt.Errorf("ublk: device %d was added without recovery and cannot be left: stop it", d.id)
-	}
-	if !d.features.Has(fPerIODaemon) {
-		return fmt.Errorf("ublk: leave device %d: this kernel's driver lacks PER_IO_DAEMON (Linux 6.16) and hands a device over only from a dead process: end the process instead", d.id)
 	}
 	d.stopping.Do(func() {
 		d.left = true
