@@ -308,7 +308,7 @@ func TestADiskThatStillFailsIsNotOpened(t *testing.T) {
 }
 
 // After a failure, what a sync has covered can be read, and nothing that may
-// have been lost.
+// have been lost; also by who opens it after a death of the server.
 func TestAFailedImageShowsOnlyWhatIsOnTheDisk(t *testing.T) {
 	for _, op := range []string{"sync", "durable"} {
 		t.Run(op, func(t *testing.T) {
@@ -335,30 +335,58 @@ func TestAFailedImageShowsOnlyWhatIsOnTheDisk(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 			f.onOp = nil
-			for _, c := range []struct {
-				zone    uint32
-				at, n   uint64
-				refused bool
-			}{
-				{0, 0, 8192, false},
-				{1, 0, 8192, false}, {1, 4096, 8192, true}, {1, 8192, 4096, true},
-				{2, 0, 8192, false},
-			} {
-				_, err := read(im, int(c.n), im.zoneStart(c.zone)+c.at)
-				if (err != nil) != c.refused || err != nil && !errors.Is(err, syscall.EIO) {
-					t.Errorf("read of %d bytes at %d of zone %d: %v", c.n, c.at, c.zone, err)
+			reached := make([]uint64, im.nrZones)
+			for i := range reached {
+				reached[i] = im.Pointer(uint32(i))
+			}
+			showsOnlyThat(t, im)
+			ops := f.ops
+			im, err = Open(f, Options{
+				Failed: err.Error(), Pointers: func(zone uint32) (uint64, bool) { return reached[zone], true },
+				OnFail: func(err error) { t.Errorf("told of the failure again: %v", err) },
+			})
+			must(t, err)
+			for i := range reached {
+				if wp := im.Pointer(uint32(i)); wp != reached[i] {
+					t.Errorf("zone %d was written up to %d, now up to %d", i, reached[i], wp)
 				}
 			}
-			for what, err := range map[string]error{
-				"write": put(im, fill(4096, 1), im.zoneStart(1)+12288), "overwrite": put(im, fill(4096, 1), 0),
-				"zero": im.Zero(0, 4096), "reset": im.Reset([]uint32{1}), "finish": im.Finish(1, im.zoneStart(1)+12288),
-				"flush": im.Round(), "close": im.Close(),
-			} {
-				if !errors.Is(err, ErrFailed) || !errors.Is(err, syscall.EIO) {
-					t.Errorf("%s: %v", what, err)
-				}
+			showsOnlyThat(t, im)
+			if f.ops != ops {
+				t.Errorf("the failed image was changed %d times", f.ops-ops)
+			}
+			if n := strings.Count(im.Failed().Error(), ErrFailed.Error()); n != 1 {
+				t.Errorf("failed with %q", im.Failed())
 			}
 		})
+	}
+}
+
+// showsOnlyThat looks at a failed image, and closes it.
+func showsOnlyThat(t *testing.T, im *Image) {
+	t.Helper()
+	for _, c := range []struct {
+		zone    uint32
+		at, n   uint64
+		refused bool
+	}{
+		{0, 0, 8192, false},
+		{1, 0, 8192, false}, {1, 4096, 8192, true}, {1, 8192, 4096, true},
+		{2, 0, 8192, false},
+	} {
+		_, err := read(im, int(c.n), im.zoneStart(c.zone)+c.at)
+		if (err != nil) != c.refused || err != nil && !errors.Is(err, syscall.EIO) {
+			t.Errorf("read of %d bytes at %d of zone %d: %v", c.n, c.at, c.zone, err)
+		}
+	}
+	for what, err := range map[string]error{
+		"write": put(im, fill(4096, 1), im.zoneStart(1)+12288), "overwrite": put(im, fill(4096, 1), 0),
+		"zero": im.Zero(0, 4096), "reset": im.Reset([]uint32{1}), "finish": im.Finish(1, im.zoneStart(1)+12288),
+		"flush": im.Round(), "close": im.Close(),
+	} {
+		if !errors.Is(err, ErrFailed) || !errors.Is(err, syscall.EIO) {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -49,6 +50,11 @@ type Options struct {
 	// page cache has everything below them (I9). They count instead of those in
 	// the file, and the next round makes them durable. nil: those in the file.
 	Pointers func(zone uint32) (wp uint64, known bool)
+	// Failed, unless empty, is why the image had failed, as Image.Failed said it,
+	// when a process that had it open ended (I8): it comes up failed. Nothing is
+	// mended or written; what the pointers in the file cover can be read, and
+	// what lies between them and Pointers cannot. OnFail is not called.
+	Failed string
 	// Warn is told, while the image is opened, what may be lost of what an
 	// earlier user had written to it.
 	Warn func(string)
@@ -108,7 +114,9 @@ type Image struct {
 // pointers are dropped and refcounts recomputed (I5). Read-only, nothing is
 // written, and neither the mappings nor the refcounts are looked at.
 func Open(f File, o Options) (*Image, error) {
-	if err := settle(f, &o); err != nil {
+	if o.Failed != "" {
+		dropCache(f) // believe nothing that was not read from the disk
+	} else if err := settle(f, &o); err != nil {
 		return nil, fmt.Errorf("open image: %w", err)
 	}
 	h, meta, err := readHeader(f)
@@ -118,10 +126,10 @@ func Open(f File, o Options) (*Image, error) {
 	if err := h.Built(); err != nil {
 		return nil, err
 	}
-	if h.Dirty() && !o.repair && o.Pointers == nil {
+	if h.Dirty() && !o.repair && o.Pointers == nil && o.Failed == "" {
 		o.warn("the image was not closed in order: what was written after its last completed flush may be lost")
 	}
-	if !o.ReadOnly {
+	if !o.ReadOnly && o.Failed == "" {
 		if err := h.checkForm(); err != nil {
 			return nil, err
 		}
@@ -138,6 +146,10 @@ func Open(f File, o Options) (*Image, error) {
 	im.sliceBits = uint32(bits.TrailingZeros64(uint64(im.sliceLen)))
 	im.sliceShift = im.clusterBits + im.sliceBits
 	im.setHeader(h)
+	if o.Failed != "" {
+		err := fmt.Errorf("%w: %s", ErrFailed, strings.TrimPrefix(o.Failed, ErrFailed.Error()+": "))
+		im.failure.Store(&err)
+	}
 	if o.CacheBytes == 0 {
 		o.CacheBytes = DefaultCacheBytes
 	}
@@ -177,9 +189,7 @@ func settle(f File, o *Options) error {
 	if err == nil && !looksDirty(f) {
 		return nil
 	}
-	if c, ok := f.(interface{ dropCache() }); ok {
-		c.dropCache()
-	}
+	dropCache(f)
 	switch {
 	case err != nil && o.Pointers != nil:
 		return fmt.Errorf("%w: %w", ErrLost, err)
@@ -188,6 +198,13 @@ func settle(f File, o *Options) error {
 		err = f.Sync()
 	}
 	return err
+}
+
+// dropCache drops what a page cache has of f, if there is one.
+func dropCache(f File) {
+	if c, ok := f.(interface{ dropCache() }); ok {
+		c.dropCache()
+	}
 }
 
 func (o *Options) warn(format string, args ...any) {
@@ -224,7 +241,7 @@ func (im *Image) load(h *Header, meta []byte, o Options) error {
 	im.alloc.limit = max(im.fullLength(h), im.alloc.length())
 	im.ref.order = h.RefcountOrder
 	im.ref.blockBits = uint32(bits.TrailingZeros64(uint64(h.refBlockEntries())))
-	if im.readOnly {
+	if im.readOnly || im.Failed() != nil {
 		return im.loadL1()
 	}
 	switch {
@@ -269,7 +286,7 @@ func (im *Image) takePointers(h *Header, reached func(zone uint32) (wp uint64, k
 		case wp < start || wp > end || wp%sectorSize != 0:
 			return fmt.Errorf("zone %d cannot have been written up to %d: it lies in [%d, %d]", zone, wp, start, end)
 		case wp == min(im.pointers.get(zone), end):
-		case !h.Dirty():
+		case !h.Dirty() && im.Failed() == nil:
 			return fmt.Errorf("zone %d was written up to %d, but the image has been closed since: these pointers are of an earlier time", zone, wp)
 		default:
 			im.pointers.stage(zone, wp)

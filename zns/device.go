@@ -21,6 +21,7 @@ type Device struct {
 
 	journal *Journal               // nil: none
 	resumed bool                   // the journal is a predecessor's
+	failed  bool                   // and so is the media's failure
 	replay  atomic.Pointer[replay] // nil: nothing is sent again
 }
 

@@ -88,6 +88,13 @@ func Resume(j *Journal) Option {
 	return func(d *Device) { d.journal, d.resumed = j, true }
 }
 
+// ResumeFailed is Resume over a media that takes no more changes: a reset that was
+// under way is not carried out, and the zone is what it was before. Its request
+// is sent again, and refused.
+func ResumeFailed(j *Journal) Option {
+	return func(d *Device) { d.journal, d.resumed, d.failed = j, true, true }
+}
+
 // replay knows the writes that were committed by a Device that was killed, and
 // that may be sent again.
 type replay struct {
@@ -160,7 +167,9 @@ func (d *Device) adoptJournal() error {
 		if err := d.checkWord(uint32(i), w); err != nil {
 			return err
 		}
-		if w.resetting() {
+		if w.resetting() && d.failed {
+			z.setResetting(false)
+		} else if w.resetting() {
 			resets = append(resets, uint32(i))
 			continue
 		}

@@ -2,6 +2,7 @@ package zns
 
 import (
 	"bytes"
+	"errors"
 	"strings"
 	"testing"
 	"unsafe"
@@ -116,6 +117,39 @@ func TestResumeKeepsConditionsAndCounts(t *testing.T) {
 	// An open zone may be closed to make room for another one.
 	if err := do(d2, OpWrite, 1, 8192, 4096); err != nil {
 		t.Error(err)
+	}
+}
+
+// Where the media has failed, a reset that was under way has not happened.
+func TestResumeOverAFailedMediaResetsNothing(t *testing.T) {
+	g := Geometry{Size: 4 << 16, ZoneSize: 1 << 16, ZoneCapacity: 1 << 16, NrZones: 4, MaxAppend: 1 << 16, BlockSize: 4096}
+	m := newMemMedia(g, 4096)
+	j := journal(t, 4, 1)
+	d, err := New(g, m, WithJournal(j))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Do(d, &Request{Op: OpWrite, Start: 1 << 16, Len: 8192}, m, make([]byte, 8192)); err != nil {
+		t.Fatal(err)
+	}
+	before := d.Zone(1)
+	d.zones[1].setResetting(true)
+	failed := errors.New("failed")
+	m.fail = func(string) error { return failed }
+	if _, err := New(g, m, Resume(j)); !errors.Is(err, failed) {
+		t.Errorf("a reset that cannot be completed: %v", err)
+	}
+	if d, err = New(g, m, ResumeFailed(j)); err != nil {
+		t.Fatal(err)
+	}
+	if now := d.Zone(1); now != before {
+		t.Errorf("the zone was %+v and is %+v", before, now)
+	}
+	if err := Do(d, &Request{Op: OpReset, Start: 1 << 16}, m, nil); !errors.Is(err, failed) {
+		t.Errorf("the reset, sent again: %v", err)
+	}
+	if now := d.Zone(1); now != before {
+		t.Errorf("after a reset that failed the zone was %+v and is %+v", before, now)
 	}
 }
 
