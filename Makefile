@@ -16,11 +16,12 @@ N ?= 20000
 CUTS ?= 1
 LONGTIME ?= 30m
 KILLS ?= 50
+UPGRADES ?= 20
 SERIES ?= 6.12 7
 space := $(subst ,, )
 comma := ,
 
-.PHONY: build vm zbdtest driver install files deb demo test unit race fuzz long vm-test systemd-test test-native lint clean sim mutants powercut kills
+.PHONY: build vm zbdtest driver install files deb demo test unit race fuzz long vm-test systemd-test test-native lint clean sim mutants powercut kills upgrades
 
 build: # a second -ldflags replaces the first, so it repeats it
 	go build -ldflags='$(LDFLAGS)' -o bin/qzbd ./cmd/qzbd
@@ -91,6 +92,9 @@ long: driver # on both kernels, one after the other
 
 kills: driver # of servers, on both kernels, one after the other
 	bin/all -only deps,build,kernels,$(subst $(space),$(comma),$(SERIES:%=kills-%)) -kills $(KILLS) -seed $(SEED)
+
+upgrades: driver # of servers, on both kernels, one after the other
+	bin/all -only deps,build,kernels,$(subst $(space),$(comma),$(SERIES:%=upgrades-%)) -upgrades $(UPGRADES) -seed $(SEED)
 
 sim: driver # from a seed that nobody has seen
 	bin/all -only sim -seed $(SEED) -cuts $(N)

@@ -48,7 +48,9 @@ type attachOptions struct {
 	verbose    bool
 	trace      []string
 	noRecovery bool
-	resume     bool                    // take over device id, whose server died
+	resume     bool                    // take over device id, which has no server
+	failed     bool                    // its image has: it is only read
+	handover   *handover               // of the program that this process was before; nil: none
 	progress   func(done, total int64) // of opening the image
 	warn       func(string)            // of what may be lost; nil: only logged
 }
@@ -66,7 +68,9 @@ const (
 const (
 	backgroundEnv = "QZBD_BACKGROUND" // one of the roles
 	startRole     = "start"
-	resumeRole    = "resume" // device --id
+	resumeRole    = "resume"  // device --id
+	upgradeRole   = "upgrade" // the same, after another program in this process
+	tryRole       = "try"     // only say whether that could be
 	imageFD       = 3
 	readyFD       = 4
 )
@@ -90,7 +94,14 @@ or for another attach of the same image, and its users wait with it.`,
 			if err := o.complete(args); err != nil {
 				return err
 			}
-			if role := os.Getenv(backgroundEnv); role != "" {
+			switch role := os.Getenv(backgroundEnv); role {
+			case "":
+			case tryRole:
+				return o.tryTakeOver()
+			case upgradeRole:
+				o.resume = true
+				return attachUpgraded(&o)
+			default:
 				o.resume = role == resumeRole
 				return attachInBackground(&o)
 			}
@@ -105,7 +116,7 @@ or for another attach of the same image, and its users wait with it.`,
 				if name != "" {
 					o.name = name
 				}
-				printWarning(fmt.Sprintf("%s: its server died and %s waits for another one: taking that over, with the options it was attached with", o.image, waiting.Device))
+				printWarning(fmt.Sprintf("%s: %s waits for a server: taking that over, with the options it was attached with", o.image, waiting.Device))
 			}
 			if err := o.checkNameFree(); err != nil {
 				return err

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -85,10 +84,10 @@ func detach(s *state, force bool) error {
 	switch {
 	case force:
 		warnUsers(s.Device)
-	case waits && s.Failure == "":
+	case waits:
 		// It can be recovered, and then unmounted.
 		if err := awaitUnused(s.Device); err != nil {
-			return fmt.Errorf("%w; its server died: qzbd recover %s first", err, s.Device)
+			return fmt.Errorf("%w; it has no server: qzbd recover %s first", err, s.Device)
 		}
 	case s.alive():
 		if err := awaitUnused(s.Device); err != nil {
@@ -99,8 +98,23 @@ func detach(s *state, force bool) error {
 		if err := s.signalAndWait(syscall.SIGTERM); err != nil {
 			return err
 		}
+		if !force {
+			if err := s.refuseLeft(); err != nil {
+				return err
+			}
+		}
 	}
 	return s.settle()
+}
+
+// refuseLeft returns an error if the server, told to stop, has found the device in
+// use and left it.
+func (s *state) refuseLeft() error {
+	last, err := s.last()
+	if err == nil && last != nil && last.Left != "" {
+		err = fmt.Errorf("%s has just come into use (%s) and now waits for a server: qzbd recover %s, then unmount or close it", s.Device, last.Left, s.Device)
+	}
+	return err
 }
 
 // findUnrecorded returns the device that name, one of its nodes, belongs to and
@@ -171,19 +185,10 @@ func warnUsers(node string) {
 	}
 }
 
-// patience is how long detach waits for whoever only has the node open: after
-// every write access udev opens it for a moment to look at it.
-const patience = 3 * time.Second
-
 // awaitUnused returns an error that says by whom the node is in use.
 func awaitUnused(node string) error {
-	for deadline := time.Now().Add(patience); ; time.Sleep(patience / 30) {
-		who, passing, err := holders(node)
-		if err != nil || len(who) == 0 {
-			return err
-		}
-		if !passing || time.Now().After(deadline) {
-			return fmt.Errorf("%s is in use (%s): unmount or close it first, or see qzbd detach --help for --force", node, strings.Join(who, ", "))
-		}
+	if users := usersOf(node); users != "" {
+		return fmt.Errorf("%s is in use (%s): unmount or close it first, or see qzbd detach --help for --force", node, users)
 	}
+	return nil
 }

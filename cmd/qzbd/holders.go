@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,6 +47,26 @@ func holders(node string) (who []string, passing bool, err error) {
 		return []string{"claimed by the kernel (" + err.Error() + ")"}, false, nil
 	}
 	return nil, false, unix.Close(fd)
+}
+
+// patience is how long is waited for those who only have the node open: after
+// every write access udev opens it for a moment to look at it.
+const patience = 3 * time.Second
+
+// usersOf names those who use a block device and go on doing so, "" for nobody.
+// Where that cannot be found out, somebody may.
+func usersOf(node string) string {
+	for deadline := time.Now().Add(patience); ; time.Sleep(patience / 30) {
+		who, passing, err := holders(node)
+		switch {
+		case err != nil:
+			return "perhaps somebody: " + err.Error()
+		case len(who) == 0:
+			return ""
+		case !passing || time.Now().After(deadline):
+			return strings.Join(who, ", ")
+		}
+	}
 }
 
 // stackedName is what the user calls a device that is stacked on another: the

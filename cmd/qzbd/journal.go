@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -138,6 +139,26 @@ func openJournal(s *state, zones uint32, size uint64) (*journalFile, error) {
 		unix.Munmap(j.mem)
 	}
 	return j, err
+}
+
+// checkJournal says why this program cannot read the journal of the device.
+func (s *state) checkJournal() error {
+	f, err := openOwn(s.journalPath(), os.O_RDONLY, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%s: %w", s.Device, errNoJournal)
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	head := make([]byte, len(journalMagic)+4)
+	if _, err := io.ReadFull(f, head); err != nil {
+		return fmt.Errorf("read %s: %w", f.Name(), err)
+	}
+	if v := binary.LittleEndian.Uint32(head[len(journalMagic):]); string(head[:len(journalMagic)]) != journalMagic || v != journalVersion {
+		return fmt.Errorf("%s is of version %d, and this program, %s, reads %d", f.Name(), v, version, journalVersion)
+	}
+	return nil
 }
 
 func mapJournal(f *os.File, zones, slots uint32) (*journalFile, error) {

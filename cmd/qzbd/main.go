@@ -72,7 +72,7 @@ block device, /dev/ublkbN, through the kernel's ublk driver.`,
 	root.SetVersionTemplate("qzbd {{.Version}}\n")
 	root.AddCommand(
 		createCommand(), infoCommand(), checkCommand(), zonesCommand(),
-		attachCommand(), detachCommand(), recoverCommand(), listCommand(), statsCommand(), featuresCommand(), confCheckCommand(), manCommand(),
+		attachCommand(), detachCommand(), recoverCommand(), upgradeCommand(), listCommand(), statsCommand(), featuresCommand(), confCheckCommand(), manCommand(),
 	)
 	return root
 }

@@ -21,7 +21,8 @@ func recoverCommand() *cobra.Command {
 		Short: "Serve a device again whose server died",
 		Long: `Recover starts a new server for a device whose server died, with the options
 that it was attached with, and prints its node. Whoever uses the device has seen
-a pause and no error, and everything that was acknowledged is there.`,
+a pause and no error, and everything that was acknowledged is there. An image that
+had failed has failed still: what was flushed can be read.`,
 		ValidArgsFunction: completeAttached,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if all != (len(args) == 0) || len(args) > 1 {
@@ -148,9 +149,6 @@ func (s *state) recover() error {
 
 // takeOver makes the options those of a device that waits for a server.
 func (o *attachOptions) takeOver(s *state) error {
-	if s.Failure != "" {
-		return fmt.Errorf("%s cannot be recovered, its image failed (%s): detach it, see to the disk and attach %s again", s.Device, s.Failure, s.Image)
-	}
 	*o = attachOptions{}
 	f := pflag.NewFlagSet("attach", pflag.ContinueOnError)
 	o.flags(f)
@@ -161,7 +159,7 @@ func (o *attachOptions) takeOver(s *state) error {
 	if err := f.Parse(s.Args[1:]); err != nil || f.NArg() != 1 {
 		return fmt.Errorf("the record of %s in %s was written by another version (%v): detach it", s.Device, stateDir(s.ID), err)
 	}
-	o.image, o.id, o.resume = s.Image, s.ID, true
+	o.image, o.id, o.resume, o.failed = s.Image, s.ID, true, s.Failure != ""
 	return nil
 }
 
@@ -171,10 +169,11 @@ const dyingWait = 30 * time.Second
 
 // open opens and locks the image. That of a device whose server died is free
 // only when nothing is in flight any more that the dead one had asked for: until
-// then its file is open, and locked.
+// then its file is open, and locked. A failed image may lie in a file system that
+// takes no writes any more.
 func (o *attachOptions) open() (*os.File, error) {
 	for deadline := time.Now().Add(dyingWait); ; time.Sleep(dyingWait / 1000) {
-		f, err := openImage(o.image, !o.readOnly, o.lock)
+		f, err := openImage(o.image, !o.readOnly && !o.failed, o.lock)
 		if err == nil || !o.resume || !errors.Is(err, qcow2.ErrInUse) || time.Now().After(deadline) {
 			return f, err
 		}
@@ -248,16 +247,23 @@ func (s *state) goOn(o *attachOptions, f *qcow2.OSFile, opt qcow2.Options, more 
 		}
 		return uint64(zone)*g.ZoneSize + j.Pointer(zone), true
 	}
+	resume := zns.Resume(j.Journal)
+	if opt.Failed = s.Failure; opt.Failed != "" { // I8
+		resume = zns.ResumeFailed(j.Journal)
+	}
 	im, err := qcow2.Open(f, opt)
 	if errors.Is(err, qcow2.ErrLost) { // the host says so only once (I8)
 		s.Failure = err.Error()
-		err = errors.Join(err, s.recordFailure())
+		if err = s.recordFailure(); err == nil {
+			opt.Failed, resume = s.Failure, zns.ResumeFailed(j.Journal)
+			im, err = qcow2.Open(f, opt)
+		}
 	}
 	if err != nil {
 		j.close()
 		return nil, nil, nil, fmt.Errorf("%s: %w", o.image, err)
 	}
-	d, err := zns.New(g, im, append(more(g.ZoneSize), zns.Resume(j.Journal))...)
+	d, err := zns.New(g, im, append(more(g.ZoneSize), resume)...)
 	if err != nil {
 		j.close()
 		return nil, nil, nil, errors.Join(fmt.Errorf("%s: %w", s.Device, err), im.Close())

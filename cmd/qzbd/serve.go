@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -25,6 +25,7 @@ import (
 // server is one attached image.
 type server struct {
 	image *qcow2.Image
+	file  *os.File // of the image, locked
 	log   *zap.Logger
 	stop  chan os.Signal
 	trace *zoneTrace // nil: off
@@ -32,6 +33,9 @@ type server struct {
 	control *controlServer
 	source  source
 	zones   *zns.Device
+	// upgrades receives what the server is to become.
+	upgrades  chan upgradeOrder
+	upgrading sync.Mutex // held from then on
 	// journal is what a successor goes on from; nil: there is to be none.
 	journal *journalFile
 	// failed receives the reason why the image takes no more writes (I8).
@@ -51,7 +55,11 @@ type server struct {
 // usable and returns after the orderly stop. It takes over file, which is
 // locked.
 func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) error) error {
-	srv := &server{log: log, stop: make(chan os.Signal, 1), failed: make(chan error, 1), control: newControl(log)}
+	srv := &server{
+		log: log, stop: make(chan os.Signal, 1), failed: make(chan error, 1),
+		control: newControl(log), upgrades: make(chan upgradeOrder, 1), file: file,
+	}
+	srv.control.HandleFunc("POST /upgrade", func(w http.ResponseWriter, r *http.Request) { srv.upgradeOrdered(o, w, r) })
 	metrics := newMetrics(&srv.source)
 	srv.control.HandleFunc("GET /stats", srv.source.serveStats)
 	srv.control.Handle("GET /metrics", metrics)
@@ -117,7 +125,7 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 			return errors.Join(fmt.Errorf("%s: %w", o.image, err), f.Close())
 		}
 		if dev, err = srv.start(o, g, f.DataFD(), needs.Offset); err != nil { // the device never was
-			err = errors.Join(err, srv.end())
+			err = errors.Join(err, srv.forget())
 		}
 	}
 	if err != nil {
@@ -130,7 +138,12 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 	if o.resume {
 		begun = "recovered"
 	}
-	err = srv.announce(begun, ready)
+	var fields []zap.Field
+	if h := o.handover; h != nil {
+		begun = "upgraded"
+		fields = append(fields, zap.String("from", h.From), zap.Float64("pause", srv.state.Pause))
+	}
+	err = srv.announce(begun, fields, ready)
 	if err != nil && o.resume { // whoever waited for this is gone, but others use the device
 		srv.log.Warn("device recovered, but nobody could be told", zap.Error(err))
 		err = nil
@@ -138,22 +151,56 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 	if err == nil {
 		ctx, cancel := context.WithCancel(context.Background())
 		go systemd.Watch(ctx, dev.Pulse, func(err error) { srv.log.Error("the watchdog is not told that all is well", zap.Error(err)) })
-		srv.untilStopped(dev)
+		order := srv.untilStopped(dev)
 		cancel()
+		if order != nil {
+			err := srv.become(dev, o, order)
+			srv.log.Error("upgrade failed: the device waits for qzbd recover", zap.Error(err))
+			return &exitError{code: upgradeFailed, err: err}
+		}
 	}
-	if nerr := systemd.Stopping(); nerr != nil {
-		srv.log.Warn("service manager not told", zap.Error(nerr))
+	return srv.end(dev, err)
+}
+
+// end stops the device, or leaves it to another server if somebody uses it: the
+// end of a server must not be an error of theirs. why is what ends a server that
+// nobody has told to stop.
+func (srv *server) end(dev *ublk.Device, why error) error {
+	if err := systemd.Stopping(); err != nil {
+		srv.log.Warn("service manager not told", zap.Error(err))
 	}
-	if who, _, herr := holders(dev.Path()); herr == nil && len(who) > 0 {
-		srv.log.Warn("stopping a device in use", zap.String("by", strings.Join(who, ", ")))
+	var err error
+	users := usersOf(dev.Path())
+	switch alone := srv.canBeLeft(); {
+	case users == "" || why != nil:
+		err = dev.Stop()
+	case alone != nil:
+		srv.log.Warn("stopping a device in use, with errors for its users: it cannot be left to another server",
+			zap.String("users", users), zap.NamedError("because", alone))
+		err = dev.Stop()
+	default:
+		return srv.leaveToUsers(dev, users)
 	}
-	err = errors.Join(err, dev.Stop())
-	if err != nil {
+	if err = errors.Join(why, err); err != nil {
 		srv.log.Error("stopped with an error", zap.Error(err))
 	} else {
 		srv.log.Info("stopped")
 	}
 	return err
+}
+
+// leaveToUsers leaves a device that is in use to another server.
+func (srv *server) leaveToUsers(dev *ublk.Device, users string) error {
+	srv.log.Warn("the device is in use: it is left as it is, and its users wait until qzbd recover, or qzbd attach of the image, starts another server",
+		zap.String("users", users))
+	if err := srv.leave(dev); err != nil {
+		srv.log.Error("device left, but not in order", zap.Error(err))
+		return err
+	}
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	srv.state.Left = users
+	return srv.state.save()
 }
 
 // clearDead removes what earlier servers of the same image have left. Its lock
@@ -260,7 +307,7 @@ func (srv *server) options(o *attachOptions, zoneSize uint64) (options []zns.Opt
 func (srv *server) config(o *attachOptions, fd, align int) ublk.Config {
 	c := ublk.Config{
 		ID: o.id, Queues: o.queues, Depth: o.depth, DataFD: fd, DataAlign: align,
-		ReadOnly: o.readOnly, Recovery: !o.noRecovery, Logger: srv.log, Ended: srv.end,
+		ReadOnly: o.readOnly, Recovery: !o.noRecovery, Logger: srv.log, Ended: srv.forget,
 		// The failure itself is logged, once.
 		Known: func(err error) bool { return errors.Is(err, qcow2.ErrFailed) },
 	}
@@ -271,7 +318,7 @@ func (srv *server) config(o *attachOptions, fd, align int) ublk.Config {
 	return c
 }
 
-// succeed makes the record of device id ours: of a server that died.
+// succeed makes the record of device id ours: of a server that is gone.
 func (srv *server) succeed(id int) error {
 	old, err := readState(id)
 	if err != nil {
@@ -281,19 +328,24 @@ func (srv *server) succeed(id int) error {
 		return err
 	}
 	s := srv.state
-	s.ID, s.Device, s.Mark, s.Attached = old.ID, old.Device, old.Mark, old.Attached
+	s.ID, s.Device, s.Mark, s.Attached, s.Failure = old.ID, old.Device, old.Mark, old.Attached, old.Failure
 	return nil
 }
 
-// takeOver goes on with the device of a server that died. When that fails, the
+// takeOver goes on with the device of a server that is gone. When that fails, the
 // device waits as before.
 func (srv *server) takeOver(o *attachOptions, f *qcow2.OSFile, open qcow2.Options, align int) (*ublk.Device, error) {
-	srv.log.Info("its server died: going on where that was")
+	if o.handover == nil {
+		srv.log.Info("its server is gone: going on where that was")
+	}
 	im, target, j, err := srv.state.goOn(o, f, open, func(zoneSize uint64) []zns.Option { return srv.options(o, zoneSize) })
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	srv.image, srv.zones, srv.journal = im, target, j
+	if s := srv.state; s.Failure != "" {
+		srv.warn(fmt.Sprintf("%s has failed, only reads go on (%s): detach it, see to the disk and attach it again", s.Image, s.Failure))
+	}
 	mark, err := srv.state.mark()
 	if err != nil {
 		return nil, errors.Join(err, im.Close())
@@ -305,6 +357,9 @@ func (srv *server) takeOver(o *attachOptions, f *qcow2.OSFile, open qcow2.Option
 	}
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
+	if h := o.handover; h != nil {
+		srv.state.Pause = time.Duration(boottime() - h.Left).Seconds()
+	}
 	// The device is served all the same.
 	if err := srv.control.listen(stateDir(o.id)); err != nil {
 		srv.log.Error("nobody can ask this server anything", zap.Error(err))
@@ -337,9 +392,9 @@ func (srv *server) added(id int, mark, size uint64) error {
 	return nil
 }
 
-// end closes the image and forgets the device, or records why that went wrong.
-// The device's number is still ours.
-func (srv *server) end() error {
+// forget closes the image and forgets the device, or records why that went
+// wrong. The device's number is still ours.
+func (srv *server) forget() error {
 	srv.mu.Lock()
 	again := srv.closed
 	srv.closed = true
@@ -347,17 +402,10 @@ func (srv *server) end() error {
 	if again {
 		return nil
 	}
-	if srv.trace != nil {
-		srv.trace.close() // no request is left that could change a zone
-	}
-	err := srv.image.Close() // which may fail the image
-	srv.control.close()
+	err := srv.closeImage()
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
 	s := srv.state
-	if err != nil {
-		err = fmt.Errorf("close %s: %w", s.Image, err)
-	}
 	switch {
 	case s.Device == "":
 		return err
@@ -368,13 +416,27 @@ func (srv *server) end() error {
 	return errors.Join(err, s.remove())
 }
 
+// closeImage closes the image, to which no request is in progress any more.
+func (srv *server) closeImage() error {
+	if srv.trace != nil {
+		srv.trace.close()
+	}
+	err := srv.image.Close() // which may fail the image
+	srv.control.close()
+	if err != nil {
+		err = fmt.Errorf("close %s: %w", srv.state.Image, err)
+	}
+	return err
+}
+
 // newState fills in what is known before there is a device.
 func newState(o *attachOptions, image *os.File) (*state, error) {
 	s := &state{
-		PID: os.Getpid(), Queues: o.queues, Depth: o.depth, BlockSize: o.blockSize,
+		PID: os.Getpid(), Version: version, Queues: o.queues, Depth: o.depth, BlockSize: o.blockSize,
 		ReadOnly: o.readOnly, Direct: o.direct, SyncInterval: o.syncInterval.Seconds(), Attached: time.Now().UTC(),
 		Recovery: !o.noRecovery, Name: o.name,
 	}
+	s.Since = s.Attached
 	var err error
 	if s.Started, err = processStart(s.PID); err != nil {
 		return nil, err
@@ -423,7 +485,7 @@ func (srv *server) awaitLink(recovered bool) {
 }
 
 // announce says that the node is usable, and how it began to be.
-func (srv *server) announce(begun string, ready func(*state) error) error {
+func (srv *server) announce(begun string, fields []zap.Field, ready func(*state) error) error {
 	srv.mu.Lock()
 	srv.announced = true
 	s := *srv.state
@@ -434,23 +496,30 @@ func (srv *server) announce(begun string, ready func(*state) error) error {
 	if err := systemd.Ready(fmt.Sprintf("serving %s as %s", s.Image, s.Device)); err != nil {
 		return fmt.Errorf("notify the service manager: %w", err)
 	}
-	srv.log.Info(begun, zap.String("image", s.Image), zap.String("version", version), zap.Int("pid", s.PID),
-		zap.Int("queues", s.Queues), zap.Int("depth", s.Depth), zap.Bool("read-only", s.ReadOnly))
+	srv.log.Info(begun, append([]zap.Field{zap.String("image", s.Image), zap.String("version", version), zap.Int("pid", s.PID),
+		zap.Int("queues", s.Queues), zap.Int("depth", s.Depth), zap.Bool("read-only", s.ReadOnly)}, fields...)...)
 	return nil
 }
 
-// untilStopped returns when the device has to go or is gone.
-func (srv *server) untilStopped(dev *ublk.Device) {
+// untilStopped returns when the device has to go or is gone, or with what the
+// server has to become.
+func (srv *server) untilStopped(dev *ublk.Device) *upgradeOrder {
 	for {
 		select {
 		case sig := <-srv.stop:
 			srv.log.Info("stopping", zap.Stringer("signal", sig))
-			return
+			return nil
+		case order := <-srv.upgrades:
+			// From here on they end the process, and the device waits.
+			signal.Reset(syscall.SIGTERM, syscall.SIGINT)
+			if len(srv.stop) == 0 {
+				return &order
+			}
 		case <-dev.Done():
 			if err := dev.Wait(); errors.Is(err, ublk.ErrGone) { // else it is said why
 				srv.log.Warn("the device was deleted by somebody else")
 			}
-			return
+			return nil
 		case cause := <-srv.failed:
 			srv.log.Error("image failed, only reads go on: detach it, see to the disk and attach it again", zap.Error(cause))
 		}

@@ -43,6 +43,15 @@ type state struct {
 	// SyncInterval is in seconds.
 	SyncInterval float64   `json:"sync-interval"`
 	Attached     time.Time `json:"attached,omitzero"`
+	// Since is when this server began to serve the device: other than Attached
+	// after a recovery or an upgrade.
+	Since   time.Time `json:"since,omitzero"`
+	Version string    `json:"version,omitempty"` // of the server
+	// Pause is how long the upgrade to this server held up the device's users, in
+	// seconds.
+	Pause float64 `json:"pause,omitempty"`
+	// Left says who used the device when its server was told to stop.
+	Left string `json:"left,omitempty"`
 	// Recovery: the device outlives its server.
 	Recovery bool `json:"recovery"`
 	// Args are the arguments of qzbd that attach it again as it is.
@@ -99,7 +108,13 @@ func processStart(pid int) (uint64, error) {
 		return 0, fmt.Errorf("/proc/%d/stat has no name field", pid)
 	}
 	fields := strings.Fields(string(b)[name+2:])
-	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
+	if len(fields) < 20 {
+		return 0, os.ErrProcessDone
+	}
+	// Field 20 is the number of threads. While one of them executes another
+	// program (an upgrade does), the first one has ended.
+	threads, err := strconv.Atoi(fields[17])
+	if err != nil || (fields[0] == "Z" || fields[0] == "X") && threads < 2 {
 		return 0, os.ErrProcessDone
 	}
 	return strconv.ParseUint(fields[19], 10, 64)
@@ -239,18 +254,27 @@ func (s *state) signalAndWait(sig syscall.Signal) error {
 // silence is how long detach waits before it says for whom.
 const silence = 5 * time.Second
 
+// last is what a server that is gone has left of its record, nil if it stopped in
+// order: then the number can be another device's.
+func (s *state) last() (*state, error) {
+	last, err := readState(s.ID)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case last.PID != s.PID || last.Started != s.Started:
+		return nil, nil
+	}
+	return last, nil
+}
+
 // settle clears away what a server that is gone has left under its number. What
 // it could not do itself becomes the error.
 func (s *state) settle() error {
-	last, err := readState(s.ID)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // it stopped in order
-	}
-	if err != nil {
+	last, err := s.last()
+	if err != nil || last == nil {
 		return err
-	}
-	if last.PID != s.PID || last.Started != s.Started {
-		return nil // it stopped in order, and the number is another device's
 	}
 	kept, err := last.keep()
 	if err != nil {
@@ -262,9 +286,11 @@ func (s *state) settle() error {
 	if last.Failure != "" {
 		return fmt.Errorf("%s is detached, but not in order (%s): what was written after the last completed flush may be lost; see to the disk, then attach mends the image", s.Device, last.Failure)
 	}
-	if kept {
+	switch {
+	case last.Left != "": // what it had acknowledged was in the image before
+	case kept:
 		printWarning(fmt.Sprintf("the server of %s had died: what it had acknowledged is in %s", s.Device, s.Image))
-	} else {
+	default:
 		printWarning(fmt.Sprintf("the server of %s had died: %s is mended when it is attached again", s.Device, s.Image))
 	}
 	return nil

@@ -53,13 +53,14 @@ func main() {
 	serial := flag.Bool("serial", false, "one stage at a time")
 	run := flag.String("run", "", "only the kernel and long tests that match the `regexp`")
 	cuts := flag.Int("cuts", 20000, "power `cuts` of the sim stage")
-	seed := flag.Uint64("seed", 1, "first `seed` of the sim stage and seed of the kills stages, which repeats what they found")
+	seed := flag.Uint64("seed", 1, "first `seed` of the sim stage and seed of the kills and upgrades stages, which repeats what they found")
+	upgrades := flag.Int("upgrades", 20, "how often each test of the upgrades stages upgrades a server")
 	kills := flag.Int("kills", 50, "how often each test of the kills stages kills a server")
 	flag.Usage = func() {
 		fmt.Fprintln(os.Stderr, "usage: all [flags]")
 		flag.PrintDefaults()
 		fmt.Fprintln(os.Stderr, "stages:")
-		for _, s := range stages("", 0, "", simulated{}, killed{}) {
+		for _, s := range stages("", 0, "", simulated{}, disturbed{}, disturbed{}) {
 			fmt.Fprintf(os.Stderr, "  %-12s %s\n", s.name, s.what)
 		}
 	}
@@ -70,7 +71,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "all:", err)
 		os.Exit(2)
 	}
-	d := &driver{stages: stages(*fuzzTime, *longTime, *run, simulated{*cuts, *seed}, killed{*kills, *seed}), out: os.Stdout}
+	d := &driver{stages: stages(*fuzzTime, *longTime, *run, simulated{*cuts, *seed}, killed(*kills, *seed), upgraded(*upgrades, *seed)), out: os.Stdout}
 	if err := d.plan(*only, *serial); err != nil {
 		fmt.Fprintln(os.Stderr, "all:", err)
 		os.Exit(2)

@@ -21,7 +21,7 @@ import (
 const kernelTimeout = 55 * time.Minute
 
 // stages lists all stages; the parameters are flags of some of them.
-func stages(fuzzTime string, longTime time.Duration, run string, cuts simulated, kills killed) []stage {
+func stages(fuzzTime string, longTime time.Duration, run string, cuts simulated, kills, upgrades disturbed) []stage {
 	return []stage{
 		{"deps", "install missing tools", func(ctx context.Context, r *report) error {
 			return vm.InstallDeps(ctx, r.log)
@@ -64,10 +64,16 @@ func stages(fuzzTime string, longTime time.Duration, run string, cuts simulated,
 			return long(ctx, r, vm.Series7, longTime, run)
 		}},
 		{"kills-6.12", "servers killed again and again on Linux 6.12 (not part of the default)", func(ctx context.Context, r *report) error {
-			return kill(ctx, r, vm.Series612, kills)
+			return disturb(ctx, r, vm.Series612, kills)
 		}},
 		{"kills-7", "the same on the newest Linux 7.x (not part of the default)", func(ctx context.Context, r *report) error {
-			return kill(ctx, r, vm.Series7, kills)
+			return disturb(ctx, r, vm.Series7, kills)
+		}},
+		{"upgrades-6.12", "servers upgraded again and again on Linux 6.12 (not part of the default)", func(ctx context.Context, r *report) error {
+			return disturb(ctx, r, vm.Series612, upgrades)
+		}},
+		{"upgrades-7", "the same on the newest Linux 7.x (not part of the default)", func(ctx context.Context, r *report) error {
+			return disturb(ctx, r, vm.Series7, upgrades)
 		}},
 		{"fuzz", "every fuzz target for a while (not part of the default)", func(ctx context.Context, r *report) error {
 			return fuzz(ctx, r, fuzzTime)

@@ -120,6 +120,17 @@ func TestADiskThatTakesNoWritesFailsTheImageAtTheSync(t *testing.T) {
 	stays()
 	disk.well()
 	stays() // a disk that is well again brings nothing back that it has lost
+	for _, next := range []func(){
+		func() { d.killed(); d.recovered() },
+		func() { d.upgraded(qzbd) },
+		func() { d.terminated(); d.recovered() },
+	} {
+		next()
+		if s := d.state(); s != "failed" {
+			t.Errorf("with another server the image is %s", s)
+		}
+		stays()
+	}
 	k.close()
 	r := h.try(qzbd, "detach", d.node)
 	_, err := os.Lstat(d.node)

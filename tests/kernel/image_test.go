@@ -148,6 +148,7 @@ type listed struct {
 
 	ReadOnly bool   `json:"read-only"`
 	Kernel   string `json:"kernel-state"`
+	Left     string `json:"left"`
 }
 
 func (h *host) list() []listed {

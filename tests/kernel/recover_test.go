@@ -273,29 +273,55 @@ func TestFileSystemsNoticeNoDeathOfTheServer(t *testing.T) {
 			h := begin(t)
 			im := h.create("a.qcow2", "size=1G,zone.size=16M,zone.conventional_zones=4")
 			d := im.attach("--queues", queues())
-			if fs == "btrfs" {
-				h.tool("mkfs.btrfs", "-q", "-O", "zoned", "-d", "single", "-m", "single", d.node)
-			} else {
-				h.tool("mkfs.f2fs", "-q", "-m", d.node)
-			}
+			h.mkfs(fs, d)
 			dir, unmount := h.mount(fs, d.node)
 			_, rng := seeded(t)
-			// dd says what went wrong, and cmp compares what it wrote.
-			script := fmt.Sprintf(`set -e
-dd if=/dev/urandom of=%[1]s/source bs=1M count=8 2>/dev/null
-for i in 1 2 3 4 5 6 7 8 9 10 11 12; do dd if=%[1]s/source of=%[2]s/f$i bs=64k conv=fsync 2>/dev/null; done
-for i in 1 2 3 4 5 6 7 8 9 10 11 12; do cmp %[1]s/source %[2]s/f$i; done
-rm %[2]s/f*`, h.dir, dir)
-			h.survives(d, rng, kills(5), 40, d.killed, func() *exec.Cmd { return exec.Command("sh", "-c", script) })
+			h.survives(d, rng, kills(5), 40, d.killed, func() *exec.Cmd { return copying(h.dir, dir) })
 			unmount()
 			d.detach()
 		})
 	}
 }
 
+// mkfs makes a btrfs or an f2fs.
+func (h *host) mkfs(fs string, d *device) {
+	h.t.Helper()
+	if fs == "btrfs" {
+		h.tool("mkfs.btrfs", "-q", "-O", "zoned", "-d", "single", "-m", "single", d.node)
+	} else {
+		h.tool("mkfs.f2fs", "-q", "-m", d.node)
+	}
+}
+
+// copying copies a file to many in a file system, and compares. dd says what went
+// wrong.
+func copying(from, to string) *exec.Cmd {
+	return exec.Command("sh", "-c", fmt.Sprintf(`set -e
+dd if=/dev/urandom of=%[1]s/source bs=1M count=8 2>/dev/null
+for i in 1 2 3 4 5 6 7 8 9 10 11 12; do dd if=%[1]s/source of=%[2]s/f$i bs=64k conv=fsync 2>/dev/null; done
+for i in 1 2 3 4 5 6 7 8 9 10 11 12; do cmp %[1]s/source %[2]s/f$i; done
+rm %[2]s/f*`, from, to))
+}
+
 // survives runs a program and kills the server of its device n times meanwhile,
-// each after most requests at most. A program that ends earlier is run again.
+// each after most requests at most.
 func (h *host) survives(d *device, rng *rand.Rand, n, most int, kill func(), program func() *exec.Cmd) {
+	h.t.Helper()
+	var pauses []time.Duration
+	h.interrupted(d, rng, n, most, program, func() {
+		began := time.Now()
+		kill()
+		d.recovered()
+		pauses = append(pauses, time.Since(began))
+	})
+	slices.Sort(pauses)
+	h.t.Logf("%d kills survived, from a kill to the end of qzbd recover: %v (median), %v (longest)",
+		n, pauses[n/2].Round(time.Millisecond), pauses[n-1].Round(time.Millisecond))
+}
+
+// interrupted runs a program and interrupts it n times, each after most requests
+// at most. A program that ends earlier is run again. It must not fail.
+func (h *host) interrupted(d *device, rng *rand.Rand, n, most int, program func() *exec.Cmd, interrupt func()) {
 	h.t.Helper()
 	var out strings.Builder
 	ended := make(chan error, 1)
@@ -309,14 +335,14 @@ func (h *host) survives(d *device, rng *rand.Rand, n, most int, kill func(), pro
 		go func() { ended <- cmd.Wait() }()
 		return cmd
 	}
-	var pauses []time.Duration
+	done := 0
 	well := func(err error) {
 		if err != nil {
-			h.t.Fatalf("after %d kills: %v\n%s", len(pauses), err, out.String())
+			h.t.Fatalf("after %d interruptions: %v\n%s", done, err, out.String())
 		}
 	}
 	cmd := begin()
-	for len(pauses) < n {
+	for done < n {
 		// So many requests of this life, and then some.
 		load := d.completed() + rng.IntN(most)
 		h.wait("requests are completed", func() bool { return len(ended) > 0 || d.completed() >= load })
@@ -325,19 +351,14 @@ func (h *host) survives(d *device, rng *rand.Rand, n, most int, kill func(), pro
 			cmd = begin()
 			continue
 		}
-		began := time.Now()
-		kill()
-		d.recovered()
-		pauses = append(pauses, time.Since(began))
+		interrupt()
+		done++
 	}
 	select {
 	case err := <-ended:
 		well(err)
 	case <-time.After(2 * patience):
 		_ = unix.Kill(cmd.Process.Pid, unix.SIGKILL)
-		h.t.Fatalf("after %d kills the program hangs\n%s", n, out.String())
+		h.t.Fatalf("after %d interruptions the program hangs\n%s", n, out.String())
 	}
-	slices.Sort(pauses)
-	h.t.Logf("%d kills survived, from a kill to the end of qzbd recover: %v (median), %v (longest)",
-		n, pauses[n/2].Round(time.Millisecond), pauses[n-1].Round(time.Millisecond))
 }

@@ -133,7 +133,7 @@ func (w *writer) total() (n int64) {
 func TestWhatWasAcknowledgedBeforeSIGTERMIsThereAfterwards(t *testing.T) {
 	h := begin(t)
 	im := h.create("a.qcow2", "size=512M,zone.size=8M,zone.capacity=6M")
-	s := im.serve("--queues", queues())
+	s := im.serve("--queues", queues(), "--no-recovery")
 	writers := make([]*writer, 4)
 	var wg sync.WaitGroup
 	for i := range writers {
@@ -179,7 +179,7 @@ func TestSIGTERMUnderFioLeavesNothingBehind(t *testing.T) {
 		t.Run(engine, func(t *testing.T) {
 			h := begin(t)
 			im := h.create("a.qcow2", "size=256M,zone.size=16M,zone.capacity=12M,zone.max_open_zones=6,zone.max_active_zones=8,zone.conventional_zones=2")
-			s := im.serve("--queues", queues())
+			s := im.serve("--queues", queues(), "--no-recovery")
 			fio := exec.Command("fio", "--name=load", "--filename="+s.node, "--direct=1", "--zonemode=zbd",
 				"--ioengine="+engine, "--iodepth=16", "--rw=randrw", "--bsrange=4k-64k", "--blockalign=4k", "--numjobs=2",
 				"--max_open_zones=6", "--time_based", "--runtime=3600")
