@@ -98,6 +98,7 @@ func TestADiskThatTakesNoWritesFailsTheImageAtTheSync(t *testing.T) {
 	if s := d.state(); s != "failed" {
 		t.Errorf("after a failed sync the image is %s", s)
 	}
+	d.showsFailure()
 	stays := func() {
 		t.Helper()
 		for _, at := range []int64{0, 65536, 2*zlen + 1<<20, 4 * zlen} {
