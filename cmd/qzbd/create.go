@@ -64,7 +64,7 @@ use.`,
 			p := newProgress("preallocating " + args[0])
 			defer p.end()
 			o.Progress = p.update
-			return explainCreate(qcow2.Create(args[0], o))
+			return explainCreate(args[0], qcow2.Create(args[0], o))
 		},
 	}
 	// An array, not a slice: the value's commas are the options' own.
@@ -73,9 +73,17 @@ use.`,
 	return cmd
 }
 
-// explainCreate says what helps against an error of the directory.
-func explainCreate(err error) error {
+// explainCreate says what helps against an error of the directory, and who uses
+// the file that is there.
+func explainCreate(path string, err error) error {
 	switch {
+	case errors.Is(err, qcow2.ErrInUse):
+		f, oerr := openFile(path, os.O_RDONLY)
+		if oerr != nil {
+			return err
+		}
+		defer f.Close()
+		return explainInUse(err, f)
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w: make the directory first", err)
 	case errors.Is(err, unix.EROFS):

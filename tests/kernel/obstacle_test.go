@@ -114,7 +114,7 @@ func TestAnImageThatQEMUHasOpenIsRefusedByName(t *testing.T) {
 		}
 	}
 	pid, release := hold()
-	for _, args := range [][]string{{"attach", im.path}, {"attach", "--read-only", im.path}, {"check", im.path}} {
+	for _, args := range [][]string{{"attach", im.path}, {"attach", "--read-only", im.path}, {"check", im.path}, {"create", "-o", "zone.size=8M", im.path, "64M"}} {
 		says(t, h.refused(qzbd, args...), im.path, "in use", fmt.Sprintf("process %d (qemu-nbd)", pid))
 	}
 	release()
