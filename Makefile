@@ -8,6 +8,7 @@ LDFLAGS := -checklinkname=0 -X main.version=$(version)
 PREFIX ?= /usr
 UNITDIR ?= /usr/lib/systemd/system
 MODULESDIR ?= /usr/lib/modules-load.d
+GENERATORDIR ?= /usr/lib/systemd/system-generators
 RULESDIR ?= /usr/lib/udev/rules.d
 SHARE = $(DESTDIR)$(PREFIX)/share
 FUZZTIME ?= 20s
@@ -39,6 +40,8 @@ files: # what install installs, of that program
 	install -D -m 755 $(QZBD) $(DESTDIR)$(PREFIX)/bin/qzbd
 	install -d $(DESTDIR)/etc/qzbd $(DESTDIR)$(UNITDIR)
 	sed 's|/usr/bin/qzbd|$(PREFIX)/bin/qzbd|' systemd/qzbd@.service > $(DESTDIR)$(UNITDIR)/qzbd@.service
+	install -d $(DESTDIR)$(GENERATORDIR)
+	ln -sf $(PREFIX)/bin/qzbd $(DESTDIR)$(GENERATORDIR)/qzbd-generator
 	install -D -m 644 -t $(DESTDIR)$(RULESDIR) systemd/90-qzbd.rules
 	install -D -m 644 -t $(DESTDIR)$(MODULESDIR) systemd/qzbd.conf
 	install -D -m 644 -t $(SHARE)/doc/qzbd README.md ARCHITECTURE.md

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -33,7 +34,11 @@ func (e *exitError) Error() string {
 func (e *exitError) Unwrap() error { return e.err }
 
 func main() {
-	os.Exit(run(os.Args[1:]))
+	args := os.Args[1:]
+	if filepath.Base(os.Args[0]) == generatorName {
+		args = append([]string{"generator"}, args...)
+	}
+	os.Exit(run(args))
 }
 
 func run(args []string) int {
@@ -72,7 +77,7 @@ block device, /dev/ublkbN, through the kernel's ublk driver.`,
 	root.SetVersionTemplate("qzbd {{.Version}}\n")
 	root.AddCommand(
 		createCommand(), infoCommand(), checkCommand(), zonesCommand(),
-		attachCommand(), detachCommand(), recoverCommand(), upgradeCommand(), listCommand(), statsCommand(), featuresCommand(), confCheckCommand(), manCommand(),
+		attachCommand(), detachCommand(), recoverCommand(), upgradeCommand(), listCommand(), statsCommand(), featuresCommand(), confCheckCommand(), manCommand(), generatorCommand(),
 	)
 	return root
 }

@@ -171,6 +171,9 @@ func (srv *server) end(dev *ublk.Device, why error) error {
 	}
 	var err error
 	users := usersOf(dev.Path())
+	if users != "" && why == nil {
+		users = srv.awaitUsers(dev.Path(), users)
+	}
 	switch alone := srv.canBeLeft(); {
 	case users == "" || why != nil:
 		err = dev.Stop()
@@ -187,6 +190,31 @@ func (srv *server) end(dev *ublk.Device, why error) error {
 		srv.log.Info("stopped")
 	}
 	return err
+}
+
+// shutdownPatience is how long a machine that goes down may take to unmount what
+// is on the device.
+const shutdownPatience = 2 * time.Minute
+
+// awaitUsers goes on for those who use the device while the machine shuts down,
+// and returns who still does in the end: what was mounted by hand is unmounted at
+// the same time as we are stopped, and would wait for us for ever.
+func (srv *server) awaitUsers(node, users string) string {
+	ctx, cancel := context.WithTimeout(context.Background(), shutdownPatience)
+	defer cancel()
+	down, err := systemd.ShuttingDown(ctx)
+	if err != nil {
+		srv.log.Warn("service manager not asked", zap.Error(err))
+	}
+	if !down {
+		return users
+	}
+	srv.log.Info("going on until nobody uses the device: the machine shuts down", zap.String("users", users))
+	for users != "" && ctx.Err() == nil {
+		time.Sleep(patience / 30)
+		users = usersOf(node)
+	}
+	return users
 }
 
 // leaveToUsers leaves a device that is in use to another server.

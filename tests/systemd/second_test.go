@@ -50,6 +50,9 @@ func mountedAtBoot(t *testing.T) {
 
 func endedInOrder(t *testing.T) {
 	clean(t, imageOf("c")) // which was mounted by hand
+	if log := run(t, "journalctl", "--boot=-1", "--no-pager", "--output=cat", "--unit=srv.mount", "--unit=data-*.mount"); strings.Contains(log, "Failed") {
+		t.Errorf("unmounting:\n%s", log)
+	}
 	for _, name := range []string{"a", "b", "c"} {
 		if log := logOf(t, name, "--boot=-1"); !strings.Contains(log, "stopped") {
 			t.Errorf("the service of %s ended with\n%s", name, log)

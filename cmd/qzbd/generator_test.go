@@ -1,0 +1,33 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestServicesAreBehindTheMountOfTheirImage(t *testing.T) {
+	confs, out := t.TempDir(), t.TempDir()
+	for name, text := range map[string]string{
+		"a.conf":   "image = /srv/50% of it.qcow2\n",
+		"b.conf":   "image = /srv/\"it\".qcow2\n",
+		"bad.conf": "image = z.qcow2\n",
+		"README":   "image = /z.qcow2\n",
+	} {
+		if err := os.WriteFile(filepath.Join(confs, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := generate(confs, out); err != nil {
+		t.Fatal(err)
+	}
+	units, err := filepath.Glob(out + "/*")
+	if err != nil || len(units) != 1 {
+		t.Fatalf("%v, %v", units, err)
+	}
+	b, err := os.ReadFile(filepath.Join(out, "qzbd@a.service.d/50-image.conf"))
+	want := "# From " + confs + "/a.conf.\n[Unit]\nRequiresMountsFor=\"/srv/50%% of it.qcow2\"\n"
+	if err != nil || string(b) != want {
+		t.Errorf("%q, %v, want %q", b, err, want)
+	}
+}
