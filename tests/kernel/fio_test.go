@@ -14,7 +14,8 @@ type fioJob struct {
 	Name        string `json:"jobname"`
 	Error       int    `json:"error"`
 	Read, Write struct {
-		Bytes int64 `json:"io_bytes"`
+		Bytes    int64 `json:"io_bytes"`
+		Requests int64 `json:"total_ios"`
 	}
 }
 

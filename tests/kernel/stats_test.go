@@ -114,6 +114,35 @@ func TestStatisticsCountEveryRequest(t *testing.T) {
 	}
 }
 
+func TestStatisticsAgreeWithFio(t *testing.T) {
+	h := begin(t)
+	d := h.create("a.qcow2", small).attach("--queues", queues())
+	before := d.stats()
+	jobs := d.fioBy(h.run, "--name=alone", "--ioengine=psync", "--zonemode=zbd", "--rw=write", "--bs=16k", "--size=16m")
+	after := d.stats()
+	if got, want := after.since(before, "write"), [3]int64{jobs[0].Write.Requests, jobs[0].Write.Bytes, 0}; got != want {
+		t.Errorf("writes of one process: %v, fio says %v", got, want)
+	}
+	before = after
+	jobs = d.fioBy(h.run, "--name=several", "--ioengine=libaio", "--zonemode=zbd", "--rw=randrw", "--bs=4k",
+		"--iodepth=8", "--numjobs=2", "--size=8m", "--offset=32m", "--offset_increment=32m", "--max_open_zones=4", "--fsync=50")
+	after = d.stats()
+	var read, written, requests int64
+	for _, j := range jobs {
+		read, written, requests = read+j.Read.Bytes, written+j.Write.Bytes, requests+j.Write.Requests
+	}
+	// The kernel merges writes, and others may read.
+	if got := after.since(before, "write"); got[1] != written || got[0] > requests || got[0] < 1 || got[2] != 0 {
+		t.Errorf("writes of several: %v, fio says %d in %d requests", got, written, requests)
+	}
+	if got := after.since(before, "read"); got[1] < read || got[2] != 0 {
+		t.Errorf("reads of several: %v, fio says %d", got, read)
+	}
+	if got := after.since(before, "flush"); got[0] < 1 || after.Rounds.Flushes-before.Rounds.Flushes != got[0] || after.Rounds.Count == before.Rounds.Count {
+		t.Errorf("flushes: %v, rounds %+v after %+v", got, after.Rounds, before.Rounds)
+	}
+}
+
 func TestStatisticsAndBlkzoneAgreeOnConditions(t *testing.T) {
 	h := begin(t)
 	d := h.create("a.qcow2", mixed+",zone.max_open_zones=3").attach()
