@@ -46,9 +46,9 @@ type handover struct {
 
 const (
 	handoverEnv = "QZBD_HANDOVER"
-	// upgradeFailed is the exit status of a server whose device waits because an
-	// upgrade went wrong: unlike after 1, to start another one helps.
-	upgradeFailed = 3
+	// deviceWaits is the exit status of a server that something is wrong with and
+	// whose device waits: unlike after 1, to start another one helps.
+	deviceWaits = 3
 	// upgradeWait bounds what comes before the device is left.
 	upgradeWait = 2 * time.Minute
 )
@@ -238,7 +238,7 @@ func attachUpgraded(o *attachOptions) error {
 		return nil
 	})
 	if err != nil && !ready {
-		err = &exitError{code: upgradeFailed, err: fmt.Errorf("%w: the device waits for `qzbd recover`", err)}
+		err = &exitError{code: deviceWaits, err: fmt.Errorf("%w: the device waits for `qzbd recover`", err)}
 	}
 	return err
 }

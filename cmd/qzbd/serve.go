@@ -156,7 +156,7 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 		if order != nil {
 			err := srv.become(dev, o, order)
 			srv.log.Error("upgrade failed: the device waits for qzbd recover", zap.Error(err))
-			return &exitError{code: upgradeFailed, err: err}
+			return &exitError{code: deviceWaits, err: err}
 		}
 	}
 	return srv.end(dev, err)
@@ -168,6 +168,13 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 func (srv *server) end(dev *ublk.Device, why error) error {
 	if err := systemd.Stopping(); err != nil {
 		srv.log.Warn("service manager not told", zap.Error(err))
+	}
+	select {
+	case <-dev.Done(): // it broke, or somebody else has removed it
+		if err := dev.Wait(); srv.journal != nil && err != nil && !errors.Is(err, ublk.ErrGone) {
+			return &exitError{code: deviceWaits, err: err}
+		}
+	default:
 	}
 	var err error
 	users := usersOf(dev.Path())
