@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/coreos/go-systemd/v22/unit"
 	"github.com/spf13/cobra"
 )
 
@@ -20,16 +21,17 @@ const generatorName = "qzbd-generator"
 func generatorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:    "generator DIR EARLY LATE",
-		Short:  "Tell systemd where the images of services are",
+		Short:  "Tell systemd the order of services and mounts",
 		Hidden: true, // for systemd
 		Args:   cobra.MinimumNArgs(1),
 		RunE:   func(_ *cobra.Command, args []string) error { return generate(confDir, args[0]) },
 	}
 }
 
-// generate puts each service behind the mount that its image is on, at the start
-// as well as at the end of the machine: a drop-in in dir per configuration. One
-// that is wrong is left to the service to complain about.
+// generate puts each service behind the mount that its image is on and before the
+// mounts of its device, at the start as well as at the end of the machine: a
+// drop-in in dir per configuration. One that is wrong is left to the service to
+// complain about.
 func generate(confs, dir string) error {
 	paths, err := filepath.Glob(filepath.Join(confs, "*"+confSuffix))
 	if err != nil {
@@ -42,13 +44,16 @@ func generate(confs, dir string) error {
 		if o.readConf(path) != nil || strings.ContainsAny(o.image, `"\`) {
 			continue
 		}
-		unit := filepath.Join(dir, "qzbd@"+o.name+".service.d")
-		if err := os.MkdirAll(unit, 0o755); err != nil {
+		dropins := filepath.Join(dir, "qzbd@"+o.name+".service.d")
+		if err := os.MkdirAll(dropins, 0o755); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		text := fmt.Sprintf("# From %s.\n[Unit]\nRequiresMountsFor=\"%s\"\n", path, strings.ReplaceAll(o.image, "%", "%%"))
-		errs = append(errs, os.WriteFile(filepath.Join(unit, "50-image.conf"), []byte(text), 0o644))
+		// systemd puts whatever mounts a device behind this (systemd.special(7)).
+		target := "blockdev@" + unit.UnitNamePathEscape(linkPath(o.name)) + ".target"
+		text := fmt.Sprintf("# From %s.\n[Unit]\nRequiresMountsFor=\"%s\"\nWants=%s\nBefore=%s\n",
+			path, strings.ReplaceAll(o.image, "%", "%%"), target, target)
+		errs = append(errs, os.WriteFile(filepath.Join(dropins, "50-order.conf"), []byte(text), 0o644))
 	}
 	return errors.Join(errs...)
 }

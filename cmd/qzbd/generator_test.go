@@ -6,10 +6,10 @@ import (
 	"testing"
 )
 
-func TestServicesAreBehindTheMountOfTheirImage(t *testing.T) {
+func TestServicesAreBetweenTheMountsBelowAndAbove(t *testing.T) {
 	confs, out := t.TempDir(), t.TempDir()
 	for name, text := range map[string]string{
-		"a.conf":   "image = /srv/50% of it.qcow2\n",
+		"a-1.conf": "image = /srv/50% of it.qcow2\n",
 		"b.conf":   "image = /srv/\"it\".qcow2\n",
 		"bad.conf": "image = z.qcow2\n",
 		"README":   "image = /z.qcow2\n",
@@ -25,8 +25,9 @@ func TestServicesAreBehindTheMountOfTheirImage(t *testing.T) {
 	if err != nil || len(units) != 1 {
 		t.Fatalf("%v, %v", units, err)
 	}
-	b, err := os.ReadFile(filepath.Join(out, "qzbd@a.service.d/50-image.conf"))
-	want := "# From " + confs + "/a.conf.\n[Unit]\nRequiresMountsFor=\"/srv/50%% of it.qcow2\"\n"
+	b, err := os.ReadFile(filepath.Join(out, "qzbd@a-1.service.d/50-order.conf"))
+	want := "# From " + confs + "/a-1.conf.\n[Unit]\nRequiresMountsFor=\"/srv/50%% of it.qcow2\"\n" +
+		"Wants=blockdev@dev-qzbd-a\\x2d1.target\nBefore=blockdev@dev-qzbd-a\\x2d1.target\n"
 	if err != nil || string(b) != want {
 		t.Errorf("%q, %v, want %q", b, err, want)
 	}

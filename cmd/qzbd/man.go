@@ -87,7 +87,7 @@ direct = yes
 In /etc/fstab (never with x-systemd.requires, which would unmount the file system when a dead server is started again):
 
 ~~~
-/dev/qzbd/NAME /srv/data f2fs nofail,x-systemd.after=qzbd@NAME.service 0 0
+/dev/qzbd/NAME /srv/data f2fs nofail 0 0
 ~~~
 
 # SEE ALSO

@@ -200,8 +200,8 @@ func (srv *server) end(dev *ublk.Device, why error) error {
 }
 
 // shutdownPatience is how long a machine that goes down may take to unmount what
-// is on the device.
-const shutdownPatience = 2 * time.Minute
+// is on the device: less than the service has to stop.
+const shutdownPatience = 4 * time.Minute
 
 // awaitUsers goes on for those who use the device while the machine shuts down,
 // and returns who still does in the end: what was mounted by hand is unmounted at
@@ -218,7 +218,7 @@ func (srv *server) awaitUsers(node, users string) string {
 	}
 	srv.log.Info("going on until nobody uses the device: the machine shuts down", zap.String("users", users))
 	for users != "" && ctx.Err() == nil {
-		time.Sleep(patience / 30)
+		time.Sleep(time.Second)
 		users = usersOf(node)
 	}
 	return users

@@ -104,16 +104,14 @@ func TestFirstBoot(t *testing.T) {
 		}},
 		{"file systems are made and mounted by the links", func(t *testing.T) {
 			run(t, "mkfs.f2fs", "-f", "-m", "/dev/qzbd/a")
-			add(t, "/etc/fstab", "/dev/qzbd/a /data/a f2fs nofail,x-systemd.after=qzbd@a.service 0 0")
+			add(t, "/etc/fstab", "/dev/qzbd/a /data/a f2fs nofail 0 0")
 
 			configure(t, "b", btrfsShape)
 			// So that the test need not wait for a minute.
 			write(t, "/etc/systemd/system/"+service("b")+".d/test.conf", "[Service]\nWatchdogSec=8\n")
 			run(t, "systemctl", "enable", "--now", service("b"))
 			run(t, "mkfs.btrfs", "-q", "-f", "-d", "single", "-m", "single", "/dev/qzbd/b")
-			write(t, "/etc/systemd/system/data-b.mount", `[Unit]
-After=qzbd@b.service
-[Mount]
+			write(t, "/etc/systemd/system/data-b.mount", `[Mount]
 What=/dev/qzbd/b
 Where=/data/b
 Type=btrfs

@@ -205,12 +205,15 @@ var masked = []string{
 	"systemd-binfmt.service", "systemd-random-seed.service", "modprobe@drm.service",
 }
 
+// unused are modules for hardware of the machine that nobody uses.
+var unused = []string{"kvm", "kvm_amd", "kvm_intel", "ata_piix", "ata_generic", "floppy", "psmouse", "pcspkr", "i2c_piix4", "powernow_k8"}
+
 // systemArgs are those of the kernel that systemd reads.
 func (m *machine) systemArgs() string {
 	if m.o.System == "" {
 		return ""
 	}
-	args := " systemd.unit=multi-user.target systemd.getty_auto=no"
+	args := " systemd.unit=multi-user.target systemd.getty_auto=no module_blacklist=" + strings.Join(unused, ",")
 	for _, unit := range masked {
 		args += " systemd.mask=" + unit
 	}
