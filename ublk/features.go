@@ -24,8 +24,7 @@ type Feature struct {
 const (
 	noDevice   = "there is no zoned device at all"
 	noRecovery = "no device outlives its server: attach takes --no-recovery only"
-	noHandover = "a living server hands its device to no other one: it has to end first. " +
-		"And a device with several queues is lost, its users hang until the next boot, if a new server dies in the moment in which some of its queues have begun and others have not"
+	noHandover = "no living process can hand a device to another one: qzbd upgrade works, because the process stays the same"
 )
 
 // FeatureTable lists the features there are, by bit.

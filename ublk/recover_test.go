@@ -17,7 +17,8 @@ func TestWhatCanBeRecovered(t *testing.T) {
 		want error
 	}{
 		"quiesced":           {Info{State: StateQuiesced, Features: recovery, Mark: mark}, mark, nil},
-		"alive":              {Info{State: StateLive, Features: recovery, Mark: mark, PID: os.Getpid()}, mark, ErrAlive},
+		"alive":              {Info{State: StateLive, Features: recovery, Mark: mark, PID: os.Getppid()}, mark, ErrAlive},
+		"an earlier program": {Info{State: StateLive, Features: recovery, Mark: mark, PID: os.Getpid()}, mark, errDying},
 		"dying":              {Info{State: StateLive, Features: recovery, Mark: mark, PID: -1}, mark, errDying},
 		"stopped":            {Info{State: StateDead, Features: recovery, Mark: mark}, mark, ErrLost},
 		"fails I/O":          {Info{State: StateFailIO, Features: recovery, Mark: mark}, mark, ErrLost},

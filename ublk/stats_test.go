@@ -121,7 +121,7 @@ func TestStatisticsCanBeReadAtAnyTime(t *testing.T) {
 			last := uint64(0)
 			for {
 				o := b.counted()["write"]
-				if o.Requests < last || o.InFlight > 5 || o.Bytes > n*4096 {
+				if o.Requests < last || o.InFlight > n || o.Bytes > n*4096 {
 					t.Errorf("%d requests after %d, %d in flight, %d bytes", o.Requests, last, o.InFlight, o.Bytes)
 				}
 				last = o.Requests

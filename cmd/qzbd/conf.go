@@ -1,14 +1,16 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -39,49 +41,58 @@ func (o *attachOptions) readConf(path string) error {
 	o.flags(f)
 	name := strings.TrimSuffix(filepath.Base(path), confSuffix)
 	if !strings.HasSuffix(path, confSuffix) || checkName(name) != nil {
-		return fmt.Errorf("%s: the name of a configuration makes that of the device: call it NAME.conf, with %s", path, nameRule)
+		return fmt.Errorf("%q: the name of a configuration makes that of the device: call it NAME.conf, with %s", path, nameRule)
 	}
 	o.name = name
-	file, err := os.Open(path)
+	text, err := readText(path)
 	if err != nil {
 		return fmt.Errorf("read the configuration: %w", err)
 	}
-	defer file.Close()
-	var errs []error
+	type mistake struct {
+		line int
+		err  error
+	}
+	var mistakes []mistake
+	bad := func(line int, format string, args ...any) {
+		mistakes = append(mistakes, mistake{line, fmt.Errorf("%s:%d: "+format, append([]any{path, line}, args...)...)})
+	}
 	lines := map[string]int{}  // where a key was set
 	wrong := map[string]bool{} // and to what it cannot be
-	sc := bufio.NewScanner(file)
-	for n := 1; sc.Scan(); n++ {
-		line := strings.TrimSpace(sc.Text())
+	n := 0
+	for line := range strings.Lines(text) {
+		n++
+		line = strings.TrimSpace(line)
 		if line == "" || line[0] == '#' {
 			continue
 		}
 		key, value, ok := strings.Cut(line, "=")
 		key, value = strings.TrimSpace(key), strings.TrimSpace(value)
-		said := fmt.Sprintf("%s:%d: %s", path, n, line)
-		if ok {
-			said = fmt.Sprintf("%s:%d: %s = %s", path, n, key, value)
-		}
 		switch {
 		case !ok:
-			errs = append(errs, fmt.Errorf("%s: this is no line `key = value`: make it one, or a comment with #", said))
+			bad(n, "%s: this is no line `key = value`: make it one, or a comment with #", legible(line))
 		case lines[key] != 0:
-			errs = append(errs, fmt.Errorf("%s: line %d sets %s already: keep one of them", said, lines[key], key))
+			bad(n, "%s = %s: line %d sets %s already: keep one of them", legible(key), legible(value), lines[key], legible(key))
 		default:
 			lines[key] = n
 			if advice := o.set(f, key, value); advice != "" {
 				wrong[key] = true
-				errs = append(errs, fmt.Errorf("%s: %s", said, advice))
+				bad(n, "%s = %s: %s", legible(key), legible(value), advice)
 			}
 		}
 	}
-	if err := sc.Err(); err != nil {
-		errs = append(errs, fmt.Errorf("read %s: %w", path, err))
-	}
-	for _, bad := range o.problems() {
-		if n := lines[bad.flag]; n != 0 && !wrong[bad.flag] {
-			errs = append(errs, fmt.Errorf("%s:%d: %s = %s: %s", path, n, bad.flag, bad.value, bad.advice))
+	for _, p := range o.problems() {
+		if n := lines[p.flag]; n != 0 && !wrong[p.flag] {
+			bad(n, "%s = %s: %s", p.flag, p.value, p.advice)
 		}
+	}
+	slices.SortStableFunc(mistakes, func(a, b mistake) int { return a.line - b.line })
+	var errs []error
+	for i, m := range mistakes {
+		if i == mostMistakes {
+			errs = append(errs, fmt.Errorf("%s: and %d lines more with mistakes", path, len(mistakes)-i))
+			break
+		}
+		errs = append(errs, m.err)
 	}
 	if lines[imageKey] == 0 {
 		errs = append(errs, fmt.Errorf("%s: there is no image: add a line `image = /path/of/it`", path))
@@ -89,16 +100,53 @@ func (o *attachOptions) readConf(path string) error {
 	return errors.Join(errs...)
 }
 
+const (
+	mostText     = 64 << 10 // bytes of a configuration
+	mostMistakes = 20       // are reported
+)
+
+// readText returns the text of a configuration.
+func readText(path string) (string, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	st, err := file.Stat()
+	switch {
+	case err != nil:
+		return "", err
+	case !st.Mode().IsRegular():
+		return "", fmt.Errorf("%s is no regular file, as a configuration is", path)
+	case st.Size() > mostText:
+		return "", fmt.Errorf("%s has %d bytes, and no configuration more than %d: is it another file?", path, st.Size(), mostText)
+	}
+	b, err := io.ReadAll(io.LimitReader(file, mostText))
+	return strings.TrimPrefix(string(b), "\ufeff"), err // some editors' mark
+}
+
+// legible is text that can be printed.
+func legible(s string) string {
+	if strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return strconv.Quote(s)
+	}
+	return s
+}
+
 // set sets what a line of a configuration says and returns what is wrong with
 // it.
 func (o *attachOptions) set(f *pflag.FlagSet, key, value string) (advice string) {
 	flag := f.Lookup(key)
 	switch {
+	case key == imageKey && strings.ContainsRune(value, 0):
+		return "no path has a zero byte"
 	case key == imageKey && !filepath.IsAbs(value):
 		return "give the path from the root directory on"
 	case key == imageKey:
 		o.image = value
 		return ""
+	case key == "name":
+		return "the file's name is the device's: leave the line out"
 	case flag == nil:
 		return "there is no such key: choose " + strings.Join(confKeys(f), ", ")
 	case value == "":
@@ -150,9 +198,10 @@ func confCheckCommand() *cobra.Command {
 		Use:   "config-check FILE",
 		Short: "Check a configuration of a device",
 		Long: `Config-check reads a configuration as qzbd attach --config does, and says of
-every line what is wrong with it. Its image has to be there and one that this
-machine can serve; it is not changed and may be attached. The exit status is 1 if
-anything is wrong.`,
+every line what is wrong with it. Its image has to be there and one that a
+device can be made of; it is not changed and may be attached. Whether this machine's
+kernel has ublk is for qzbd features to say. The exit status is 1 if anything is
+wrong.`,
 		Args: needs("FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var o attachOptions

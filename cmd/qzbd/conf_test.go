@@ -84,7 +84,7 @@ queues = 1
 		":11: log-level = loud: choose debug",
 		":12: trace = all: there is no such trace",
 		":13: foreground = yes: there is no such key",
-		":14: name = b: there is no such key",
+		":14: name = b: the file's name is the device's",
 		":15: queues = 1: line 5 sets queues already",
 	} {
 		if !strings.Contains(err.Error(), path+want) {

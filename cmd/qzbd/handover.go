@@ -49,8 +49,9 @@ const (
 	// deviceWaits is the exit status of a server that something is wrong with and
 	// whose device waits: unlike after 1, to start another one helps.
 	deviceWaits = 3
-	// upgradeWait bounds what comes before the device is left.
-	upgradeWait = 2 * time.Minute
+	// upgradeWait bounds what comes before the device is left, and how long the
+	// whole is waited for.
+	upgradeWait = 10 * time.Minute
 )
 
 // boottime returns CLOCK_BOOTTIME in nanoseconds, which two programs agree on.

@@ -65,7 +65,14 @@ func rootCommand() *cobra.Command {
 		Use:   "qzbd",
 		Short: "A real zoned block device out of a qcow2 image",
 		Long: `qzbd serves a qcow2 image with the zoned extension as a host-managed zoned
-block device, /dev/ublkbN, through the kernel's ublk driver.`,
+block device, /dev/ublkbN, through the kernel's ublk driver.
+
+/etc/qzbd/NAME.conf is a configuration, qzbd.conf(5), and /run/qzbd/N what a
+server keeps about its device: record, journal, log, control socket. qzbd list
+says in which state devices are.
+
+The exit status is 1 after an error; of qzbd check it is 2 for corruption and 3
+for leaks; a server that ends with 3 has left a device that waits for another.`,
 		Version:       version,
 		SilenceErrors: true,
 		SilenceUsage:  true,

@@ -400,7 +400,7 @@ func (srv *server) takeOver(o *attachOptions, f *qcow2.OSFile, open qcow2.Option
 		srv.log.Error("nobody can ask this server anything", zap.Error(err))
 	}
 	if err := srv.state.save(); err != nil {
-		srv.log.Error("the record of the device still names its dead server", zap.Error(err))
+		srv.log.Error("the record of the device is not up to date", zap.Error(err))
 	}
 	return dev, nil
 }

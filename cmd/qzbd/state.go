@@ -75,7 +75,7 @@ func (s *state) save() error {
 		return err
 	}
 	if s.Name != "" { // udev's rule reads it
-		if err := replaceOwn(filepath.Join(stateDir(s.ID), "udev"), []byte("QZBD_NAME="+s.Name+"\n"), 0o600); err != nil {
+		if err := s.replace("udev", []byte("QZBD_NAME="+s.Name+"\n"), 0o600); err != nil {
 			return err
 		}
 	}
@@ -83,7 +83,32 @@ func (s *state) save() error {
 	if err != nil {
 		return err
 	}
-	return replaceOwn(filepath.Join(stateDir(s.ID), "state.json"), append(b, '\n'), 0o644)
+	return s.replace("state.json", append(b, '\n'), 0o644)
+}
+
+// spareBytes is kept free for the next record: the longest names of images fit.
+const spareBytes = 16 << 10
+
+// replace replaces a file in the directory of the device. What a device becomes
+// has to be recorded also when /run is full, so some room is kept for that.
+func (s *state) replace(name string, b []byte, perm fs.FileMode) error {
+	path, spare := filepath.Join(stateDir(s.ID), name), filepath.Join(stateDir(s.ID), "spare")
+	err := replaceOwn(path, b, perm)
+	if errors.Is(err, unix.ENOSPC) {
+		if err := os.Remove(spare); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		err = replaceOwn(path, b, perm)
+	}
+	if err != nil {
+		return err
+	}
+	f, err := openOwn(spare, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil // without it, all is well until /run is full
+	}
+	_ = unix.Fallocate(int(f.Fd()), 0, 0, spareBytes)
+	return f.Close()
 }
 
 func (s *state) remove() error { return removeStateDir(s.ID) }

@@ -97,15 +97,16 @@ func (s *state) upgrade(ctx context.Context) error {
 	if err := c.call(ctx, "POST", "/upgrade", upgradeOrder{Program: self, Version: version}, nil); err != nil {
 		return err
 	}
-	now, err := s.awaitSuccessor()
+	now, err := s.awaitSuccessor(ctx)
 	if err == nil {
 		fmt.Printf("%s: %s → %s, paused for %.0f ms\n", s.Device, s.Version, now.Version, now.Pause*1e3)
 	}
 	return err
 }
 
-// awaitSuccessor returns the record that the new program has written.
-func (s *state) awaitSuccessor() (*state, error) {
+// awaitSuccessor returns the record that the new program has written, within the
+// time that ctx grants.
+func (s *state) awaitSuccessor(ctx context.Context) (*state, error) {
 	for told, begun := false, time.Now(); ; time.Sleep(5 * time.Millisecond) {
 		alive := s.alive()
 		now, err := readState(s.ID)
@@ -116,6 +117,8 @@ func (s *state) awaitSuccessor() (*state, error) {
 			return now, nil
 		case !alive:
 			return nil, fmt.Errorf("the server of %s, process %d, has ended instead of being upgraded, and its log says why: `qzbd recover %s` goes on with the device", s.Device, s.PID, s.Device)
+		case ctx.Err() != nil:
+			return nil, fmt.Errorf("the server of %s, process %d, has not become another program within %v: it is busy or stopped (kill -CONT %d), and its log says how far it has come", s.Device, s.PID, upgradeWait, s.PID)
 		case !told && time.Since(begun) > silence:
 			told = true
 			fmt.Fprintf(os.Stderr, "qzbd: waiting for the server of %s, process %d\n", s.Device, s.PID)

@@ -18,7 +18,7 @@ import (
 
 // kernelTimeout limits the kernel tests of one machine: far above what they
 // take, but a hang must not eat the whole evening.
-const kernelTimeout = 55 * time.Minute
+const kernelTimeout = 75 * time.Minute
 
 // stages lists all stages; the parameters are flags of some of them.
 func stages(fuzzTime string, longTime time.Duration, run string, cuts simulated, kills, upgrades disturbed) []stage {
