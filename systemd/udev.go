@@ -8,12 +8,14 @@ import (
 )
 
 const (
-	// linkWait bounds how long udev may take for a device: behind it may be
-	// all those of a machine that boots.
-	linkWait  = 30 * time.Second
+	// linkWait bounds how long udev may take for a device, and linkIdle how long
+	// while it has nothing else to do: at boot it has all devices of a machine.
+	linkWait  = 5 * time.Minute
+	linkIdle  = 10 * time.Second
 	linkCheck = 10 * time.Millisecond
-	// udevSocket is there while udev runs.
-	udevSocket = "/run/udev/control"
+
+	udevSocket = "/run/udev/control" // is there while udev runs
+	udevQueue  = "/run/udev/queue"   // is there while it has something to do
 )
 
 // AwaitLink waits until udev, by 90-qzbd.rules, has made link a symbolic link to
@@ -32,14 +34,16 @@ func AwaitLink(link, node string, ask bool) error {
 			return fmt.Errorf("no %s, and udev cannot be asked for it: %w", link, err)
 		}
 	}
-	for deadline := time.Now().Add(linkWait); ; time.Sleep(linkCheck) {
-		switch {
-		case linked(link, node):
+	began := time.Now()
+	for busy := began; time.Since(began) < linkWait && time.Since(busy) < linkIdle; time.Sleep(linkCheck) {
+		if linked(link, node) {
 			return nil
-		case time.Now().After(deadline):
-			return fmt.Errorf("udev has not made %s within %v: are its rules, 90-qzbd.rules, installed?", link, linkWait)
+		}
+		if _, err := os.Stat(udevQueue); err == nil {
+			busy = time.Now()
 		}
 	}
+	return fmt.Errorf("udev has not made %s within %v: are its rules, 90-qzbd.rules, installed?", link, time.Since(began).Round(time.Second))
 }
 
 func linked(link, node string) bool {

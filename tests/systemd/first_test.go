@@ -107,8 +107,6 @@ func TestFirstBoot(t *testing.T) {
 			add(t, "/etc/fstab", "/dev/qzbd/a /data/a f2fs nofail 0 0")
 
 			configure(t, "b", btrfsShape)
-			// So that the test need not wait for a minute.
-			write(t, "/etc/systemd/system/"+service("b")+".d/test.conf", "[Service]\nWatchdogSec=8\n")
 			run(t, "systemctl", "enable", "--now", service("b"))
 			run(t, "mkfs.btrfs", "-q", "-f", "-d", "single", "-m", "single", "/dev/qzbd/b")
 			write(t, "/etc/systemd/system/data-b.mount", `[Mount]

@@ -213,7 +213,7 @@ func (m *machine) systemArgs() string {
 	if m.o.System == "" {
 		return ""
 	}
-	args := " systemd.unit=multi-user.target systemd.getty_auto=no module_blacklist=" + strings.Join(unused, ",")
+	args := " systemd.unit=multi-user.target systemd.getty_auto=no systemd.default_device_timeout_sec=600 module_blacklist=" + strings.Join(unused, ",")
 	for _, unit := range masked {
 		args += " systemd.mask=" + unit
 	}
