@@ -26,6 +26,7 @@ import (
 const (
 	bootSilent = 45 * time.Second // without a single byte on the console
 	bootAlive  = 4 * time.Minute  // until init reports
+	bootSystem = 15 * time.Minute // from there until a whole system is up
 	afterLimit = 60 * time.Second // from the command's own limit until we kill
 	afterExit  = 60 * time.Second // from the exit status to the power off
 	afterStop  = 4 * time.Minute  // the same of a system that shuts down
@@ -213,7 +214,7 @@ func (m *machine) systemArgs() string {
 	if m.o.System == "" {
 		return ""
 	}
-	args := " systemd.unit=multi-user.target systemd.getty_auto=no systemd.default_device_timeout_sec=600 module_blacklist=" + strings.Join(unused, ",")
+	args := " systemd.unit=multi-user.target systemd.getty_auto=no systemd.show_status=no systemd.default_device_timeout_sec=600 module_blacklist=" + strings.Join(unused, ",")
 	for _, unit := range masked {
 		args += " systemd.mask=" + unit
 	}
@@ -297,7 +298,11 @@ func (m *machine) supervise(ctx context.Context, kill context.CancelCauseFunc, e
 			switch word {
 			case guest.EventAlive:
 				m.alive = true
-				late.Reset(bootAlive)
+				if m.o.System != "" {
+					late.Reset(bootSystem)
+				} else {
+					late.Reset(bootAlive)
+				}
 			case guest.EventStart:
 				m.started = true
 				late.Reset(m.o.Timeout + afterLimit)
