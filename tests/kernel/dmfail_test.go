@@ -100,39 +100,9 @@ func TestADiskThatTakesNoWritesFailsTheImageAtTheSync(t *testing.T) {
 		t.Errorf("after a failed sync the image is %s", s)
 	}
 	d.showsFailure()
-	stays := func() {
-		t.Helper()
-		for _, at := range []int64{0, 65536, 2*zlen + 1<<20, 4 * zlen} {
-			k.zones() // the kernel itself shall not refuse it
-			k.refuse(unix.EIO, at, 4096)
-		}
-		for name, op := range map[string]uint{"reset": blkResetZone, "finish": blkFinishZone} {
-			if err := k.mgmt(op, 2*zlen, zlen); !errors.Is(err, unix.EIO) {
-				t.Errorf("%s: %v, want %v", name, err, unix.EIO)
-			}
-		}
-		if err := unix.Fsync(k.fd); !errors.Is(err, unix.EIO) {
-			t.Errorf("another fsync: %v, want %v", err, unix.EIO)
-		}
-		k.holds(1, 65536, 65536)
-		k.holds(2, 2*zlen, 1<<20)
-		k.holds(2, 3*zlen, zcap)
-		k.isIn(3, full, zcap)
-	}
-	stays()
+	k.staysFailed()
 	disk.well()
-	stays() // a disk that is well again brings nothing back that it has lost
-	for _, next := range []func(){
-		func() { d.killed(); d.recovered() },
-		func() { d.upgraded(qzbd) },
-		func() { d.terminated(); d.recovered() },
-	} {
-		next()
-		if s := d.state(); s != "failed" {
-			t.Errorf("with another server the image is %s", s)
-		}
-		stays()
-	}
+	k.staysFailed() // a disk that is well again brings nothing back that it has lost
 	k.close()
 	r := h.try(qzbd, "detach", d.node)
 	_, err := os.Lstat(d.node)
@@ -162,6 +132,89 @@ func TestADiskThatTakesNoWritesFailsTheImageAtTheSync(t *testing.T) {
 	if s := d.state(); s != "live" {
 		t.Errorf("after the repair the image is %s", s)
 	}
+	k.close()
+	d.detach()
+	im.check()
+}
+
+// staysFailed checks a failed image that had been written to and flushed, in zone
+// 1, the beginning of zone 2, and zone 3.
+func (k *disk) staysFailed() {
+	t := k.t
+	t.Helper()
+	for _, at := range []int64{0, 65536, 2*zlen + 1<<20, 4 * zlen} {
+		k.zones() // the kernel itself shall not refuse it
+		k.refuse(unix.EIO, at, 4096)
+	}
+	for name, op := range map[string]uint{"reset": blkResetZone, "finish": blkFinishZone} {
+		if err := k.mgmt(op, 2*zlen, zlen); !errors.Is(err, unix.EIO) {
+			t.Errorf("%s: %v, want %v", name, err, unix.EIO)
+		}
+	}
+	if err := unix.Fsync(k.fd); !errors.Is(err, unix.EIO) {
+		t.Errorf("another fsync: %v, want %v", err, unix.EIO)
+	}
+	k.holds(1, 65536, 65536)
+	k.holds(2, 2*zlen, 1<<20)
+	k.holds(2, 3*zlen, zcap)
+	k.isIn(3, full, zcap)
+}
+
+// An image that has failed has failed for every server of its device, whatever
+// became of the last one, and whether or not its file can be written to (I8).
+func TestAnotherServerOfAFailedImage(t *testing.T) {
+	h := begin(t)
+	disk := h.moodyDisk()
+	h.run("mkfs.ext4", "-q", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", disk.node)
+	dir, _ := h.mount("ext4", disk.node)
+	im := &image{h, filepath.Join(dir, "a.qcow2")}
+	h.run(qzbd, "create", "-o", mixed, im.path)
+	d := im.attach("--queues", queues())
+	k := d.open()
+	k.write(1, 65536, 65536)
+	k.write(2, 2*zlen, 1<<20)
+	k.write(2, 3*zlen, zcap)
+	k.sync()
+	h.run("sync")
+	disk.fails("error_writes")
+	// A round in the background may be first to meet the disk.
+	if err := k.pwrite(2*zlen+1<<20, pattern(2, 2*zlen+1<<20, 65536), 0); err != nil && !errors.Is(err, unix.EIO) {
+		t.Errorf("write: %v", err)
+	}
+	if err := unix.Fsync(k.fd); !errors.Is(err, unix.EIO) {
+		t.Errorf("fsync: %v, want %v", err, unix.EIO)
+	}
+	end := k.zone(2).wp
+	disk.well()
+	h.run("sync")
+	for _, way := range []struct {
+		name string
+		next func()
+	}{
+		{"kill", func() { d.killed(); d.recovered() }},
+		{"upgrade", func() { d.upgraded(qzbd) }},
+		{"SIGTERM", func() { d.terminated(); d.recovered() }},
+		{"kill and a read-only mount", func() { d.killed(); h.run("mount", "-o", "remount,bind,ro", dir); d.recovered() }},
+	} {
+		way.next()
+		if s := d.state(); s != "failed" {
+			t.Errorf("after %s the image is %s", way.name, s)
+		}
+		if wp := k.zone(2).wp; wp != end {
+			t.Errorf("after %s the write pointer is %#x, it was %#x", way.name, wp, end)
+		}
+		k.staysFailed()
+	}
+	k.close()
+	if r := h.try(qzbd, "detach", d.node); r.code != 1 {
+		t.Error(r)
+	}
+	d.gone = true
+	h.run("mount", "-o", "remount,bind,rw", dir)
+	d = im.attach()
+	k = d.open()
+	k.holds(2, 2*zlen, 1<<20)
+	k.write(1, 0, 4096)
 	k.close()
 	d.detach()
 	im.check()
