@@ -122,8 +122,19 @@ func (s *state) alive() bool {
 	return err == nil && started == s.Started
 }
 
-// processStart returns field 22 of /proc/PID/stat (proc_pid_stat(5)).
+// processStart returns when the process started, in clock ticks after boot.
 func processStart(pid int) (uint64, error) {
+	started, err := readStart(pid)
+	if err != nil {
+		// A thread that executes another program takes the place of the first
+		// one, and this was perhaps the end of that. Who looks again sees the other.
+		started, err = readStart(pid)
+	}
+	return started, err
+}
+
+// readStart returns field 22 of /proc/PID/stat (proc_pid_stat(5)).
+func readStart(pid int) (uint64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"os/exec"
+	"runtime"
+	"strconv"
 	"syscall"
 	"testing"
 )
@@ -35,6 +38,64 @@ func TestAServerIsAliveOnlyWhileItsVeryProcessRuns(t *testing.T) {
 	if err := s.signalAndWait(syscall.SIGTERM); err != nil {
 		t.Errorf("a process that is gone: %v", err)
 	}
+}
+
+// A process that executes another program, as an upgrade does, is alive all the
+// time.
+func TestAServerIsAliveWhileItBecomesAnotherProgram(t *testing.T) {
+	cmd := exec.Command("/proc/self/exe", "-test.run=TestExecuteOnAndOn")
+	cmd.Env = append(os.Environ(), "QZBD_TEST_EXECUTE=40")
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s := &state{PID: cmd.Process.Pid}
+	var err error
+	if s.Started, err = processStart(s.PID); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		ps, err := cmd.Process.Wait()
+		if err == nil && !ps.Success() {
+			err = errors.New(ps.String())
+		}
+		done <- err
+	}()
+	looks := 0
+	for ; len(done) == 0; looks++ {
+		if !s.alive() && len(done) == 0 && syscall.Kill(s.PID, 0) == nil {
+			// It may have ended, but then for good.
+			if _, err := processStart(s.PID); err == nil {
+				t.Fatalf("after %d looks it was not alive, and now it is", looks)
+			}
+		}
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	t.Logf("looked %d times", looks)
+}
+
+// TestExecuteOnAndOn is that process.
+func TestExecuteOnAndOn(t *testing.T) {
+	left, err := strconv.Atoi(os.Getenv("QZBD_TEST_EXECUTE"))
+	if err != nil || left == 0 {
+		return
+	}
+	t.Setenv("QZBD_TEST_EXECUTE", strconv.Itoa(left-1))
+	failed := make(chan error)
+	var execute func()
+	execute = func() {
+		runtime.LockOSThread()
+		if syscall.Gettid() == os.Getpid() { // it would take nobody's place
+			go execute()
+			select {}
+		}
+		failed <- syscall.Exec("/proc/self/exe", os.Args, os.Environ())
+	}
+	go execute()
+	t.Fatal(<-failed)
 }
 
 func TestProcessStartReadsTheOwnProcess(t *testing.T) {
