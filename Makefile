@@ -54,16 +54,17 @@ files: # what install installs, of that program
 	$(QZBD) completion fish > $(SHARE)/fish/vendor_completions.d/qzbd.fish
 
 # The packager, nfpm, is a module of its own: nothing else needs it.
+DEB ?= bin/deb
 DEBVERSION ?= 0~git$(shell date -u -d @$(date) +%Y%m%d%H%M%S).$(shell git rev-parse --short HEAD)
 deb:
-	rm -rf bin/deb && mkdir -p bin/deb
-	CGO_ENABLED=0 go build -trimpath -ldflags='$(LDFLAGS) -s -w' -o bin/deb/qzbd ./cmd/qzbd
-	$(MAKE) --no-print-directory files QZBD=bin/deb/qzbd DESTDIR=bin/deb/root PREFIX=/usr
-	install -D -m 644 -t bin/deb/root/usr/share/doc/qzbd systemd/nfpm/copyright
-	install -D -m 644 systemd/nfpm/lintian-overrides bin/deb/root/usr/share/lintian/overrides/qzbd
-	printf 'qzbd (%s) unstable; urgency=medium\n\n  * As in the repository.\n\n -- The qzbd authors <qzbd@users.noreply.github.com>  %s\n' '$(DEBVERSION)' "$$(date -u -R -d @$(date))" | gzip -9n > bin/deb/root/usr/share/doc/qzbd/changelog.gz
+	rm -rf $(DEB) && mkdir -p $(DEB)
+	CGO_ENABLED=0 go build -trimpath -ldflags='-checklinkname=0 -X main.version=$(DEBVERSION) -s -w' -o $(DEB)/qzbd ./cmd/qzbd
+	$(MAKE) --no-print-directory files QZBD=$(DEB)/qzbd DESTDIR=$(DEB)/root PREFIX=/usr
+	install -D -m 644 -t $(DEB)/root/usr/share/doc/qzbd systemd/nfpm/copyright
+	install -D -m 644 systemd/nfpm/lintian-overrides $(DEB)/root/usr/share/lintian/overrides/qzbd
+	printf 'qzbd (%s) unstable; urgency=medium\n\n  * As in the repository.\n\n -- The qzbd authors <qzbd@users.noreply.github.com>  %s\n' '$(DEBVERSION)' "$$(date -u -R -d @$(date))" | gzip -9n > $(DEB)/root/usr/share/doc/qzbd/changelog.gz
 	GOFLAGS= go build -modfile=systemd/nfpm/go.mod -o bin/nfpm github.com/goreleaser/nfpm/v2/cmd/nfpm
-	VERSION='$(DEBVERSION)' SOURCE_DATE_EPOCH=$(date) bin/nfpm package -f systemd/nfpm/nfpm.yaml -p deb -t bin/deb/
+	DEB=$(DEB) VERSION='$(DEBVERSION)' SOURCE_DATE_EPOCH=$(date) bin/nfpm package -f systemd/nfpm/nfpm.yaml -p deb -t $(DEB)/
 
 demo: build vm
 	go run ./tests/demo

@@ -275,7 +275,12 @@ func TestWhoSetsTheSchedulerWaitsForTheNextServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer n.Close()
+	pid := f.server.cmd.Process.Pid
 	f.server.cmd.Process.Signal(syscall.SIGSTOP)
+	var status unix.WaitStatus // the signal has reached all threads
+	if _, err := unix.Wait4(pid, &status, unix.WUNTRACED, nil); err != nil || !status.Stopped() {
+		t.Fatalf("not stopped: %v, %v", status, err)
+	}
 	read, set, p := make(chan error), make(chan error), direct(t, 4096)
 	go func() {
 		_, err := n.ReadAt(p, 0)

@@ -161,7 +161,7 @@ func onlyConfig(cmd *cobra.Command, args []string) error {
 		}
 	})
 	if len(extra) > 0 {
-		return usageError(cmd, fmt.Errorf("--config does not go with %s: say it in the file", strings.Join(extra, ", ")))
+		return usageError(cmd, fmt.Errorf("--config does not go with %s: the file says everything, and its name is the name of the device", strings.Join(extra, ", ")))
 	}
 	return nil
 }

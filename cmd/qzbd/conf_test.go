@@ -149,7 +149,7 @@ func TestAConfigurationAloneSaysWhatTheDeviceIs(t *testing.T) {
 		{"attach", "--config", "/a.conf", "--depth", "1"},
 		{"attach", "--config", "/a.conf", "--name", "b"},
 	} {
-		if _, err := execute(args...); err == nil || !strings.Contains(err.Error(), "say it in the file") {
+		if _, err := execute(args...); err == nil || !strings.Contains(err.Error(), "the file says everything") {
 			t.Errorf("%v: %v", args, err)
 		}
 	}

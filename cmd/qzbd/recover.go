@@ -177,12 +177,15 @@ const dyingWait = 30 * time.Second
 func (o *attachOptions) open() (*os.File, error) {
 	for deadline := time.Now().Add(dyingWait); ; time.Sleep(dyingWait / 1000) {
 		f, err := openImage(o.image, !o.readOnly && !o.failed, o.lock)
-		if err == nil || !o.resume || !errors.Is(err, qcow2.ErrInUse) || time.Now().After(deadline) {
+		if err == nil || !o.resume {
 			return f, err
 		}
 		// Somebody else may have been faster.
 		if s, err := readState(o.id); err == nil && s.alive() {
 			return nil, s.explainServed()
+		}
+		if !errors.Is(err, qcow2.ErrInUse) || time.Now().After(deadline) {
+			return nil, err
 		}
 	}
 }

@@ -13,35 +13,45 @@ import (
 )
 
 // systemBoots are the tests of tests/systemd: each a boot, from what the one
-// before has left on the disks. TestSecondBoot has not passed yet and is not among
-// them.
-var systemBoots = []string{"TestFirstBoot"}
+// before has left on the disks.
+var systemBoots = []string{"TestFirstBoot", "TestSecondBoot"}
 
 const (
 	systemTimeout = 25 * time.Minute // of a boot's tests
 	dataSize      = 8 << 30          // of the disk for images, a sparse file
 )
 
-// systemFiles builds the package and the tests, once for all machines.
-var systemFiles = sync.OnceValues(func() (files struct{ deb, tests string }, err error) {
+// newerVersion is that of a second package, for an upgrade to another version.
+const newerVersion = "9~test"
+
+// systemFiles builds the tests and two packages, once for all machines.
+var systemFiles = sync.OnceValues(func() (files struct{ deb, newer, tests string }, err error) {
 	if files.tests, err = filepath.Abs("bin/tests-systemd.test"); err != nil {
 		return files, err
 	}
 	for _, args := range [][]string{
 		{"go", "test", "-tags=kernel", "-c", "-o", files.tests, "./tests/systemd"},
 		{"make", "--no-print-directory", "deb"},
+		{"make", "--no-print-directory", "deb", "DEB=bin/newer", "DEBVERSION=" + newerVersion},
 	} {
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
 			return files, fmt.Errorf("%v: %w\n%s", args, err, out)
 		}
 	}
-	debs, err := filepath.Glob("bin/deb/*.deb")
-	if err != nil || len(debs) != 1 {
-		return files, fmt.Errorf("make deb has built %v, want one package (%v)", debs, err)
+	if files.deb, err = packageIn("bin/deb"); err != nil {
+		return files, err
 	}
-	files.deb, err = filepath.Abs(debs[0])
+	files.newer, err = packageIn("bin/newer")
 	return files, err
 })
+
+func packageIn(dir string) (string, error) {
+	debs, err := filepath.Glob(dir + "/*.deb")
+	if err != nil || len(debs) != 1 {
+		return "", fmt.Errorf("make deb has built %v, want one package (%v)", debs, err)
+	}
+	return filepath.Abs(debs[0])
+}
 
 // systemTests runs the tests of a whole system on one kernel.
 func systemTests(ctx context.Context, r *report, series vm.Series) error {
@@ -68,7 +78,7 @@ func systemTests(ctx context.Context, r *report, series vm.Series) error {
 			Timeout: systemTimeout,
 			System:  filepath.Join(dir, "system"),
 			Disks:   []string{data},
-			Env:     []string{"QZBD_DEB=" + files.deb},
+			Env:     []string{"QZBD_DEB=" + files.deb, "QZBD_NEWER_DEB=" + files.newer},
 		}, files.tests, "-test.run=^"+boot+"$")
 		if err != nil {
 			return err

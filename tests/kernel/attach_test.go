@@ -166,7 +166,7 @@ func TestFeaturesSaysThatThisKernelWillDo(t *testing.T) {
 	h := begin(t)
 	out := h.run(qzbd, "features")
 	says(t, out, "ZONED", "USER_COPY")
-	const lack = "Without PER_IO_DAEMON (Linux 6.16) a living server"
+	const lack = "Without PER_IO_DAEMON (Linux 6.16) no living process"
 	if missed := strings.Contains(out, lack); missed == kernelHas(t, 6, 16) {
 		t.Errorf("it says that something is missed: %v\n%s", missed, out)
 	}

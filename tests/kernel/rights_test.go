@@ -53,6 +53,7 @@ func TestFilesAndNodesHaveTheLeastRights(t *testing.T) {
 			d.record() + "/journal":    0o600,
 			d.record() + "/log":        0o600,
 			d.record() + "/control":    os.ModeSocket | 0o600,
+			d.record() + "/spare":      0o600,
 			d.record() + "/state.json": 0o644,
 		} {
 			st, err := os.Lstat(name)
@@ -68,7 +69,7 @@ func TestFilesAndNodesHaveTheLeastRights(t *testing.T) {
 			}
 		}
 		left, err := os.ReadDir(d.record())
-		if err != nil || len(left) != 4 {
+		if err != nil || len(left) != 5 {
 			t.Errorf("the directory of the device has %v, %v", left, err)
 		}
 

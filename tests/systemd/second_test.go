@@ -135,9 +135,11 @@ func reloaded(t *testing.T) {
 }
 
 func reinstalled(t *testing.T) {
+	old := strings.TrimSpace(strings.TrimPrefix(run(t, "qzbd", "--version"), "qzbd "))
 	before, after := undisturbed(t, "b", func(int) {
-		if out := run(t, "dpkg", "--install", os.Getenv("QZBD_DEB")); strings.Count(out, "paused for") != 2 {
-			t.Errorf("two devices should have been upgraded:\n%s", out)
+		out := run(t, "dpkg", "--install", os.Getenv("QZBD_NEWER_DEB"))
+		if now := strings.TrimSpace(run(t, "dpkg-query", "--show", "--showformat=${Version}", "qzbd")); strings.Count(out, old+" → "+now+", paused for") != 2 {
+			t.Errorf("two devices should have been upgraded from %s to %s:\n%s", old, now, out)
 		}
 	})
 	if before != after {
