@@ -53,7 +53,7 @@ func disturb(ctx context.Context, r *report, series vm.Series, k disturbed) erro
 			Timeout: disturbMargin + disturbTests*time.Duration(k.times)*disturbTime,
 			Tools:   true,
 			Scratch: "4G",
-		}, binaries[i], "-test.run="+k.tests, fmt.Sprintf("-%s=%d", k.flag, k.times), fmt.Sprint("-seed=", k.seed))
+		}, binaries[i], "-test.run="+k.tests, fmt.Sprintf("-%s=%d", k.flag, k.times), fmt.Sprint("-seed=", k.seed), "-thorough")
 	}
 	r.note("seed %d", k.seed)
 	for _, name := range slices.Sorted(maps.Keys(r.tests)) {

@@ -51,6 +51,7 @@ func main() {
 	fuzzTime := flag.String("fuzztime", "20s", "`duration` of each target of the fuzz stage")
 	longTime := flag.Duration("longtime", 30*time.Minute, "`duration` of each test of the long stages")
 	serial := flag.Bool("serial", false, "one stage at a time")
+	thorough := flag.Bool("thorough", false, "the kernel tests do everything in every way on each kernel")
 	run := flag.String("run", "", "only the kernel and long tests that match the `regexp`")
 	cuts := flag.Int("cuts", 20000, "power `cuts` of the sim stage")
 	seed := flag.Uint64("seed", 1, "first `seed` of the sim stage and seed of the kills and upgrades stages, which repeats what they found")
@@ -60,7 +61,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: all [flags]")
 		flag.PrintDefaults()
 		fmt.Fprintln(os.Stderr, "stages:")
-		for _, s := range stages("", 0, "", simulated{}, disturbed{}, disturbed{}) {
+		for _, s := range stages("", 0, kernelRun{}, simulated{}, disturbed{}, disturbed{}) {
 			fmt.Fprintf(os.Stderr, "  %-12s %s\n", s.name, s.what)
 		}
 	}
@@ -71,7 +72,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "all:", err)
 		os.Exit(2)
 	}
-	d := &driver{stages: stages(*fuzzTime, *longTime, *run, simulated{*cuts, *seed}, killed(*kills, *seed), upgraded(*upgrades, *seed)), out: os.Stdout}
+	d := &driver{stages: stages(*fuzzTime, *longTime, kernelRun{*run, *thorough}, simulated{*cuts, *seed}, killed(*kills, *seed), upgraded(*upgrades, *seed)), out: os.Stdout}
 	if err := d.plan(*only, *serial); err != nil {
 		fmt.Fprintln(os.Stderr, "all:", err)
 		os.Exit(2)

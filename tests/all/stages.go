@@ -21,7 +21,7 @@ import (
 const kernelTimeout = 75 * time.Minute
 
 // stages lists all stages; the parameters are flags of some of them.
-func stages(fuzzTime string, longTime time.Duration, run string, cuts simulated, kills, upgrades disturbed) []stage {
+func stages(fuzzTime string, longTime time.Duration, run kernelRun, cuts simulated, kills, upgrades disturbed) []stage {
 	return []stage{
 		{"deps", "install missing tools", func(ctx context.Context, r *report) error {
 			return vm.InstallDeps(ctx, r.log)
@@ -58,10 +58,10 @@ func stages(fuzzTime string, longTime time.Duration, run string, cuts simulated,
 			return systemTests(ctx, r, vm.Series7)
 		}},
 		{"long-6.12", "long tests under load on Linux 6.12 (not part of the default)", func(ctx context.Context, r *report) error {
-			return long(ctx, r, vm.Series612, longTime, run)
+			return long(ctx, r, vm.Series612, longTime, run.tests)
 		}},
 		{"long-7", "the same on the newest Linux 7.x (not part of the default)", func(ctx context.Context, r *report) error {
-			return long(ctx, r, vm.Series7, longTime, run)
+			return long(ctx, r, vm.Series7, longTime, run.tests)
 		}},
 		{"kills-6.12", "servers killed again and again on Linux 6.12 (not part of the default)", func(ctx context.Context, r *report) error {
 			return disturb(ctx, r, vm.Series612, kills)
@@ -209,9 +209,15 @@ var kernelTestBinaries = sync.OnceValues(func() ([]string, error) {
 	return names, nil
 })
 
+// kernelRun says which tests that need a kernel are run.
+type kernelRun struct {
+	tests    string // a regexp
+	thorough bool   // what costs a while in every way on each kernel
+}
+
 // kernelTests runs the tests that need a kernel, each package in a machine of
 // its own.
-func kernelTests(ctx context.Context, r *report, series vm.Series, run string) error {
+func kernelTests(ctx context.Context, r *report, series vm.Series, run kernelRun) error {
 	binaries, err := kernelTestBinaries()
 	if err != nil {
 		return err
@@ -223,7 +229,7 @@ func kernelTests(ctx context.Context, r *report, series vm.Series, run string) e
 }
 
 // kernelTest runs the compiled tests of one package.
-func kernelTest(ctx context.Context, r *report, series vm.Series, run, pkg string, cpus int, binary string) error {
+func kernelTest(ctx context.Context, r *report, series vm.Series, run kernelRun, pkg string, cpus int, binary string) error {
 	return testBinary(ctx, r, vm.Options{
 		Series:  series,
 		CPUs:    cpus,
@@ -231,7 +237,7 @@ func kernelTest(ctx context.Context, r *report, series vm.Series, run, pkg strin
 		Timeout: kernelTimeout,
 		Tools:   true,
 		Scratch: "4G",
-	}, binary, "-test.run="+run)
+	}, binary, run.flags(series, pkg)...)
 }
 
 // testBinary runs compiled tests of the package in o.Dir in a machine, and

@@ -77,7 +77,7 @@ func (h *host) fio(run func(string, ...string) string, args ...string) []fioJob 
 var engines = []string{"libaio", "io_uring"}
 
 func TestFioFillsZonesInSequence(t *testing.T) {
-	for _, engine := range engines {
+	for _, engine := range ways(t, 0, engines) {
 		t.Run(engine, func(t *testing.T) {
 			h := begin(t)
 			d := h.create("a.qcow2", "size=768M,zone.size=64M,zone.capacity=48M,zone.max_open_zones=6,zone.max_active_zones=8").attach()

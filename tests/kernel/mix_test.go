@@ -55,17 +55,15 @@ var attaching = []struct {
 }
 
 func TestFioMix(t *testing.T) {
-	for i, way := range attaching {
-		t.Run(way.name, func(t *testing.T) {
-			for j, row := range mix {
-				t.Run(row.name, func(t *testing.T) {
-					h := begin(t)
-					h.onExt4()
-					d := h.create("a.qcow2", mixImage).attach(append(way.flags, "--queues", queues())...)
-					row.do(d, engines[(i+j)%len(engines)], rand.Uint32())
-				})
-			}
-		})
+	for i, row := range mix {
+		for j, way := range ways(t, i, attaching) {
+			t.Run(row.name+" "+way.name, func(t *testing.T) {
+				h := begin(t)
+				h.onExt4()
+				d := h.create("a.qcow2", mixImage).attach(append(way.flags, "--queues", queues())...)
+				row.do(d, engines[(i/2+j)%len(engines)], rand.Uint32())
+			})
+		}
 	}
 }
 

@@ -71,7 +71,7 @@ func (d *device) recovered() {
 // the conditions of zones; requests of the time without a server are answered
 // afterwards.
 func TestADeviceOutlivesItsServer(t *testing.T) {
-	for _, way := range attaching {
+	for _, way := range ways(t, 1, attaching) {
 		t.Run(way.name, func(t *testing.T) {
 			h := begin(t)
 			h.onExt4()
@@ -178,7 +178,7 @@ func TestAttachAndDetachOfADeviceThatWaits(t *testing.T) {
 // Under load, again and again, at any moment: fio sees no error and finds all
 // its data.
 func TestFioNoticesNoDeathOfTheServer(t *testing.T) {
-	for i, way := range attaching {
+	for i, way := range ways(t, 0, attaching) {
 		t.Run(way.name, func(t *testing.T) {
 			h := begin(t)
 			h.onExt4()
@@ -207,7 +207,7 @@ func TestAppendsInFlightAreDoneOnce(t *testing.T) {
 	im := h.create("a.qcow2", "size=256M,zone.size=64M")
 	d := im.attach("--queues", queues())
 	const writers, most = 6, 16 << 10
-	kills := kills(8)
+	kills := kills(5)
 	var mu sync.Mutex
 	var all []placed
 	t.Run("append", func(t *testing.T) { // the namespace goes before the device does
@@ -268,7 +268,7 @@ func TestAppendsInFlightAreDoneOnce(t *testing.T) {
 
 // File systems see no error either.
 func TestFileSystemsNoticeNoDeathOfTheServer(t *testing.T) {
-	for _, fs := range []string{"btrfs", "f2fs"} {
+	for _, fs := range ways(t, 1, []string{"btrfs", "f2fs"}) {
 		t.Run(fs, func(t *testing.T) {
 			h := begin(t)
 			im := h.create("a.qcow2", "size=1G,zone.size=16M,zone.conventional_zones=4")

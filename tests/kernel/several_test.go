@@ -58,7 +58,7 @@ func TestADeathOfTheServerIsNothingToOtherDevices(t *testing.T) {
 		stops = append(stops, h.keepsBusy(func() *exec.Cmd { return verifying(d, "4M", engines[i%len(engines)], seed+uint64(i)) }))
 	}
 	four := h.create("4.qcow2", small)
-	n := kills(3)
+	n := kills(2)
 	for range n {
 		i := rng.IntN(len(devices))
 		d := devices[i]
@@ -151,7 +151,7 @@ func TestRecoveriesAfterTheDeathOfTheServerLeaveNothing(t *testing.T) {
 	d.killed()
 	d.recovered()
 	before := d.footprint()
-	n := 2 * kills(10)
+	n := 2 * kills(5)
 	for range n {
 		d.killed()
 		d.recovered()

@@ -175,7 +175,7 @@ func TestWhatWasAcknowledgedBeforeSIGTERMIsThereAfterwards(t *testing.T) {
 }
 
 func TestSIGTERMUnderFioLeavesNothingBehind(t *testing.T) {
-	for _, engine := range engines {
+	for _, engine := range ways(t, 1, engines) {
 		t.Run(engine, func(t *testing.T) {
 			h := begin(t)
 			im := h.create("a.qcow2", "size=256M,zone.size=16M,zone.capacity=12M,zone.max_open_zones=6,zone.max_active_zones=8,zone.conventional_zones=2")

@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"strings"
@@ -65,6 +66,23 @@ func kernelHas(t *testing.T, major, minor int) bool {
 		t.Fatalf("release %q: %v", release, err)
 	}
 	return a > major || a == major && b >= minor
+}
+
+var thoroughFlag = flag.Bool("thorough", false, "do everything in every way on this kernel, which takes a while")
+
+// ways are those in which this kernel does something that costs a while: all when
+// the test is to be thorough, otherwise one, and the next one on the other kernel
+// of make test. The turn tells apart what does so.
+func ways[T any](t *testing.T, turn int, all []T) []T {
+	t.Helper()
+	if *thoroughFlag {
+		return all
+	}
+	if kernelHas(t, 7, 0) {
+		turn++
+	}
+	i := turn % len(all)
+	return all[i : i+1]
 }
 
 // loop makes an ordinary block device of a sparse file.

@@ -74,7 +74,7 @@ func (h *host) pauses(all []time.Duration) {
 // The server becomes another program under load: fio sees no error and finds all
 // its data.
 func TestFioNoticesNoUpgrade(t *testing.T) {
-	for i, way := range attaching {
+	for i, way := range ways(t, 1, attaching) {
 		t.Run(way.name, func(t *testing.T) {
 			h := begin(t)
 			h.onExt4()
@@ -94,7 +94,7 @@ func TestFioNoticesNoUpgrade(t *testing.T) {
 
 // File systems do not notice it either.
 func TestFileSystemsNoticeNoUpgrade(t *testing.T) {
-	for _, fs := range []string{"btrfs", "f2fs"} {
+	for _, fs := range ways(t, 0, []string{"btrfs", "f2fs"}) {
 		t.Run(fs, func(t *testing.T) {
 			h := begin(t)
 			im := h.create("a.qcow2", "size=1G,zone.size=16M,zone.conventional_zones=4")
@@ -116,7 +116,7 @@ func TestFileSystemsNoticeNoUpgrade(t *testing.T) {
 // What a device is like survives an upgrade, and what belongs to its server: the
 // process, the log, the options and how it stops.
 func TestWhatAnUpgradeKeeps(t *testing.T) {
-	for _, way := range attaching {
+	for _, way := range ways(t, 0, attaching) {
 		t.Run(way.name, func(t *testing.T) {
 			h := begin(t)
 			h.onExt4()
