@@ -41,8 +41,8 @@ type outcome struct {
 var (
 	first = []string{"deps", "build"}
 	lanes = [][]string{
-		{"kernels", "kernel-7", "machine", "powercut"},
-		{"lint", "unit", "sim", "mutants", "race", "kernel-6.12"},
+		{"kernels", "kernel-7", "systemd-7", "machine", "powercut"},
+		{"lint", "unit", "sim", "mutants", "race", "kernel-6.12", "systemd-6.12"},
 	}
 )
 

@@ -28,7 +28,6 @@ var leftToTheOther = map[vm.Series][]string{
 	vm.Series7: {
 		"TestAFullFileSystemFailsNoImage",
 		"TestAFullFileSystemRefusesOnlyWhatNeedsSpace",
-		"TestAResetGivesItsSpaceBackToTheHost",
 		"TestAnImageThatQEMUHasOpenIsRefusedByName",
 		"TestAppendsGoOnWhereAFullFileSystemStoppedThem",
 		"TestForeignThingsAmongTheRecordsAreNoObstacle",
@@ -36,7 +35,6 @@ var leftToTheOther = map[vm.Series][]string{
 		"TestStatisticsAgreeWithFio",
 		"TestTheFoundingExampleKeepsItsWritePointers",
 		"TestUpgradesThatAreRefused",
-		"TestWhatIsFlushedIsInTheFile",
 		"TestWhatIsNoImageFileIsNamedForWhatItIs",
 		"TestWhoIsNotRootIsToldSo",
 		"TestZoneStatesSurviveDetachAndAttach",

@@ -51,10 +51,10 @@ func stages(fuzzTime string, longTime time.Duration, run kernelRun, cuts simulat
 		{"powercut", "power cuts under fio, f2fs and btrfs, three of each", func(ctx context.Context, r *report) error {
 			return goTest(ctx, r, "-tags=machine", "-timeout=60m", "./tests/powercut", "-powercuts=3")
 		}},
-		{"systemd-6.12", "qzbd as a service, in a whole system on Linux 6.12 (not part of the default)", func(ctx context.Context, r *report) error {
+		{"systemd-6.12", "qzbd as a service, in a whole system on Linux 6.12", func(ctx context.Context, r *report) error {
 			return systemTests(ctx, r, vm.Series612)
 		}},
-		{"systemd-7", "the same on the newest Linux 7.x (not part of the default)", func(ctx context.Context, r *report) error {
+		{"systemd-7", "the same on the newest Linux 7.x", func(ctx context.Context, r *report) error {
 			return systemTests(ctx, r, vm.Series7)
 		}},
 		{"long-6.12", "long tests under load on Linux 6.12 (not part of the default)", func(ctx context.Context, r *report) error {

@@ -80,7 +80,7 @@ func systemTests(ctx context.Context, r *report, series vm.Series) error {
 			Disks:   []string{data},
 			Env:     []string{"QZBD_DEB=" + files.deb, "QZBD_NEWER_DEB=" + files.newer},
 		}, files.tests, "-test.run=^"+boot+"$")
-		if err != nil {
+		if err != nil || !r.ok() { // the next boot needs this one
 			return err
 		}
 	}

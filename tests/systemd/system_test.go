@@ -110,7 +110,7 @@ type load struct {
 func startLoad(t *testing.T, dir string) *load {
 	t.Helper()
 	l := &load{file: filepath.Join(dir, "load")}
-	l.cmd = exec.Command("fio", "--name=load", "--filename="+l.file, "--rw=randwrite", "--bs=16k", "--size=24M",
+	l.cmd = exec.Command("fio", "--name=load", "--filename="+l.file, "--rw=randwrite", "--bs=16k", "--size=12M",
 		"--direct=1", "--fsync=32", "--ioengine=psync", "--rate_iops=60", "--verify=crc32c", "--verify_fatal=1", "--loops=1")
 	l.cmd.Stdout, l.cmd.Stderr = &l.out, &l.out
 	if err := l.cmd.Start(); err != nil {
