@@ -81,7 +81,7 @@ func (d *device) directFiles() (direct, buffered int) {
 
 // Every way in which bytes come into an image, with and without the page cache.
 func TestDataPastThePageCacheIsTheSameData(t *testing.T) {
-	for _, b := range backings {
+	for _, b := range ways(t, 0, backings) {
 		t.Run(b.name, func(t *testing.T) {
 			h := begin(t)
 			b.use(h)
@@ -156,7 +156,7 @@ func TestDataPastThePageCacheIsTheSameData(t *testing.T) {
 }
 
 func TestFioPastThePageCache(t *testing.T) {
-	for _, b := range backings {
+	for _, b := range ways(t, 1, backings) {
 		t.Run(b.name, func(t *testing.T) {
 			h := begin(t)
 			b.use(h)
