@@ -12,7 +12,13 @@ func Ready(status string) error {
 }
 
 // Stopping tells the service manager that an orderly stop has begun.
-func Stopping() error {
-	_, err := daemon.SdNotify(false, daemon.SdNotifyStopping)
+func Stopping(status string) error {
+	_, err := daemon.SdNotify(false, daemon.SdNotifyStopping+"\nSTATUS="+status)
+	return err
+}
+
+// Status tells the service manager no more than the status line.
+func Status(status string) error {
+	_, err := daemon.SdNotify(false, "STATUS="+status)
 	return err
 }

@@ -17,7 +17,7 @@ func TestWithoutAManagerNothingIsSaid(t *testing.T) {
 	if err := Ready("x"); err != nil {
 		t.Error(err)
 	}
-	if err := Stopping(); err != nil {
+	if err := Stopping("x"); err != nil {
 		t.Error(err)
 	}
 }

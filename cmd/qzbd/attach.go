@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +20,7 @@ import (
 	"github.com/spf13/pflag"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"golang.org/x/sys/unix"
 
 	"github.com/qzbd/qzbd/qcow2"
 	"github.com/qzbd/qzbd/systemd"
@@ -349,6 +351,10 @@ func startServer(o *attachOptions, image *os.File) (node string, err error) {
 	// No terminal, and no pipe of the caller's: its standard files are
 	// /dev/null.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	// Nor anything else that a shell has open: a lock, a mount, the node itself.
+	if err := unix.CloseRange(imageFD, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return "", errors.Join(fmt.Errorf("close files of the caller: %w", err), w.Close())
+	}
 	if err := cmd.Start(); err != nil {
 		return "", errors.Join(err, w.Close())
 	}
@@ -437,9 +443,7 @@ func attachInBackground(o *attachOptions) error {
 }
 
 func printWarning(what string) {
-	for line := range strings.SplitSeq(what, "\n") {
-		fmt.Fprintln(os.Stderr, "qzbd: warning:", line)
-	}
+	systemd.Complain(systemd.Warning, "qzbd: warning: ", what)
 }
 
 func attachInForeground(o *attachOptions) error {

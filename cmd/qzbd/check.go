@@ -128,9 +128,9 @@ func printCheck(rep *qcow2.CheckReport) {
 	printMessages(rep)
 	switch {
 	case rep.Corruptions > 0:
-		fmt.Printf("Errors were found on the image: corruptions %d, leaked clusters %d.\n", rep.Corruptions, rep.Leaks)
+		fmt.Printf("Errors were found on the image: corruptions %d, leaked clusters %d. -r all mends what can be without losing data.\n", rep.Corruptions, rep.Leaks)
 	case rep.Leaks > 0:
-		harm := "harm nothing"
+		harm := "harm nothing; -r leaks frees them"
 		if rep.Unplaced > 0 && !rep.Dirty {
 			harm = fmt.Sprintf("may be the data of the %d clusters below write pointers that have no place in the file", rep.Unplaced)
 		}

@@ -211,8 +211,8 @@ wrong.`,
 			if err := o.checkImage(); err != nil {
 				return fmt.Errorf("%s: %w", args[0], err)
 			}
-			cmd.Printf("%s: %s can be attached as %s\n", args[0], o.image, linkPath(o.name))
-			return nil
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s: %s can be attached as %s\n", args[0], o.image, linkPath(o.name))
+			return err
 		},
 	}
 }

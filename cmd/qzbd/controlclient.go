@@ -93,6 +93,8 @@ func (c *controlClient) call(ctx context.Context, method, path string, in, out a
 // explain says why there was no answer.
 func (c *controlClient) explain(err error, after time.Duration) error {
 	switch {
+	case c.s.waits():
+		return fmt.Errorf("%s has no server, process %d is gone: qzbd recover %s starts another", c.s.Device, c.s.PID, c.s.Device)
 	case !c.s.alive():
 		return fmt.Errorf("%s has no server, process %d is gone: qzbd list shows what can be done (%w)", c.s.Device, c.s.PID, err)
 	case errors.Is(err, os.ErrNotExist):

@@ -59,7 +59,7 @@ use.`,
 				return err
 			}
 			for _, w := range warnings {
-				fmt.Fprintln(os.Stderr, "qzbd: warning:", w)
+				printWarning(w)
 			}
 			p := newProgress("preallocating " + args[0])
 			defer p.end()

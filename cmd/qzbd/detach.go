@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"syscall"
 
@@ -23,7 +24,9 @@ Devices of other programs are left alone.
 A device that is mounted or open is left alone, too, and detach says by whom it
 is used. With --force it goes all the same: its users get I/O errors, and what
 they have written and not flushed is lost to them - a file system goes
-read-only and has to be unmounted. The image is closed in order.`,
+read-only and has to be unmounted. The image is closed in order.
+
+With --all a device in use stays, the others go, and the exit status is 1.`,
 		ValidArgsFunction: completeAttached,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if all != (len(args) == 0) || len(args) > 1 {
@@ -86,8 +89,9 @@ func detach(s *state, force bool) error {
 		warnUsers(s.Device)
 	case waits:
 		// It can be recovered, and then unmounted.
-		if err := awaitUnused(s.Device); err != nil {
-			return fmt.Errorf("%w; it has no server: qzbd recover %s first", err, s.Device)
+		if users := usersOf(s.Device); users != "" {
+			return fmt.Errorf("%s is in use (%s) and has no server: qzbd recover %s, then unmount or close it; or qzbd detach --force %s, and who waits gets errors",
+				s.Device, users, s.Device, s.Device)
 		}
 	case s.alive():
 		if err := awaitUnused(s.Device); err != nil {
@@ -187,6 +191,9 @@ func warnUsers(node string) {
 
 // awaitUnused returns an error that says by whom the node is in use.
 func awaitUnused(node string) error {
+	if _, _, err := holders(node); errors.Is(err, fs.ErrPermission) {
+		return err
+	}
 	if users := usersOf(node); users != "" {
 		return fmt.Errorf("%s is in use (%s): unmount or close it first, or see qzbd detach --help for --force", node, users)
 	}

@@ -21,10 +21,9 @@ func featuresCommand() *cobra.Command {
 needs, and the Linux version that brought each. Of those that are not here and
 missed it says what that means for devices.
 
-In two moments of about a millisecond the death of a server hangs its device
-until the next boot, whatever the kernel offers: while attach starts the device
-and the kernel asks for its zones, and while the I/O scheduler is set with
-requests in flight.`,
+In one moment of some milliseconds the death of a server hangs its device until
+the next boot, whatever the kernel offers: while attach starts the device and
+the kernel asks for its zones.`,
 		Args: needs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			have, err := kernelFeatures(cmd.Context())

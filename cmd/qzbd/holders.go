@@ -40,11 +40,13 @@ func holders(node string) (who []string, passing bool, err error) {
 	}
 	// A claim that shows nowhere else: another mount namespace, swap.
 	fd, err := unix.Open(node, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
-	if gone(err) {
+	switch {
+	case gone(err):
 		return nil, false, nil
-	}
-	if err != nil {
+	case errors.Is(err, unix.EBUSY):
 		return []string{"claimed by the kernel (" + err.Error() + ")"}, false, nil
+	case err != nil:
+		return nil, false, explainOpen(&os.PathError{Op: "open", Path: node, Err: err})
 	}
 	return nil, false, unix.Close(fd)
 }

@@ -68,7 +68,7 @@ func imageOf(name string) (string, error) {
 			return "", err
 		}
 		if len(list) == 0 {
-			return "", fmt.Errorf("%s is no device of qzbd: qzbd list shows what is attached", name)
+			return "", explainUnrecorded(name)
 		}
 		return list[0].Image, nil
 	}

@@ -17,14 +17,14 @@ func listCommand() *cobra.Command {
 		Short: "List the devices of qzbd, and what there is beside them",
 		Long: `List shows every ublk device and every record of one. Its state is
 
-live     served
-failed   served, but the image takes no more writes
-waiting  the server is gone: qzbd recover, or qzbd detach
-dead     the server and the device are gone, up to a rest: qzbd attach the image
-         again, or qzbd detach
-orphan   a device of qzbd whose record in /run/qzbd is gone: qzbd detach
-foreign  another program's device, which qzbd leaves alone
-unknown  an orphan or foreign: only root can tell`,
+    live     served
+    failed   served, but the image takes no more writes
+    waiting  the server is gone: qzbd recover, or qzbd detach
+    dead     the server and the device are gone, up to a rest: qzbd attach the image
+             again, or qzbd detach
+    orphan   a device of qzbd whose record in /run/qzbd is gone: qzbd detach
+    foreign  another program's device, which qzbd leaves alone
+    unknown  an orphan or foreign: only root can tell`,
 		Args: needs(),
 		RunE: func(*cobra.Command, []string) error {
 			all, k, err := devices()

@@ -10,9 +10,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/qzbd/qzbd/systemd"
 )
 
 // version is set by the linker.
@@ -53,9 +54,7 @@ func run(args []string) int {
 		exit = &exitError{code: 1, err: err}
 	}
 	if exit.err != nil { // otherwise the command has said everything
-		for line := range strings.SplitSeq(exit.err.Error(), "\n") {
-			fmt.Fprintln(os.Stderr, "qzbd:", line)
-		}
+		systemd.Complain(systemd.Err, "qzbd: ", exit.err.Error())
 	}
 	return exit.code
 }

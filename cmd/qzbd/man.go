@@ -53,7 +53,7 @@ qzbd.conf - configuration of a zoned block device of qzbd
 # DESCRIPTION
 The service **qzbd@NAME** serves the image that /etc/qzbd/NAME.conf names as the block device /dev/qzbd/NAME. NAME takes %s.
 
-A configuration has lines **key = value**, and comments, which are lines that begin with **#**. Each key is set at most once, and all but **image** can be left out. A key that says yes or no takes just these words.
+A configuration has lines **key = value**, and comments, which are lines that begin with **#**. Each key is set at most once, and all but **image** can be left out. A key that says yes or no takes these words; true, false, on, off, 1 and 0 mean the same.
 
 **qzbd config-check** /etc/qzbd/NAME.conf says of every line what is wrong with it. Changes take effect when the device is attached the next time: not by a reload, nor when another server goes on after the death of one.
 

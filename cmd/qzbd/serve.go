@@ -166,7 +166,7 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 // end of a server must not be an error of theirs. why is what ends a server that
 // nobody has told to stop.
 func (srv *server) end(dev *ublk.Device, why error) error {
-	if err := systemd.Stopping(); err != nil {
+	if err := systemd.Stopping("stopping " + dev.Path()); err != nil {
 		srv.log.Warn("service manager not told", zap.Error(err))
 	}
 	select {
@@ -226,8 +226,11 @@ func (srv *server) awaitUsers(node, users string) string {
 
 // leaveToUsers leaves a device that is in use to another server.
 func (srv *server) leaveToUsers(dev *ublk.Device, users string) error {
-	srv.log.Warn("the device is in use: it is left as it is, and its users wait until qzbd recover, or qzbd attach of the image, starts another server",
+	srv.log.Warn("the device is in use: it is left as it is, and its users wait for another server (qzbd recover, or qzbd attach of the image), or until it is taken from them (qzbd detach --force)",
 		zap.String("users", users))
+	if err := systemd.Status(dev.Path() + " waits for a server, in use: " + users); err != nil {
+		srv.log.Warn("service manager not told", zap.Error(err))
+	}
 	if err := srv.leave(dev); err != nil {
 		srv.log.Error("device left, but not in order", zap.Error(err))
 		return err

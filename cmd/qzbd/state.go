@@ -196,7 +196,7 @@ func states() ([]*state, error) {
 			continue
 		}
 		if err != nil { // it must not stand in the way of the others
-			fmt.Fprintln(os.Stderr, "qzbd: warning:", err)
+			printWarning(err.Error())
 			continue
 		}
 		all = append(all, s)
@@ -269,7 +269,7 @@ func (s *state) signalAndWait(sig syscall.Signal) error {
 		return nil
 	}
 	if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil {
-		return fmt.Errorf("signal server %d: %w", s.PID, err)
+		return fmt.Errorf("signal server %d: %w: run as root", s.PID, err)
 	}
 	timeout := silence
 	for {

@@ -63,7 +63,7 @@ func attachedAs(name string) (*state, error) {
 	case err != nil:
 		return nil, err
 	case len(list) == 0:
-		return nil, fmt.Errorf("%s is not attached: qzbd list shows what is", name)
+		return nil, explainUnrecorded(name)
 	case len(list) > 1:
 		return nil, fmt.Errorf("%s is attached as %s: say which of them", name, devicesOf(list))
 	}

@@ -175,6 +175,25 @@ func TestAttachAndDetachOfADeviceThatWaits(t *testing.T) {
 	k.holds(1, 0, 69632+4096)
 }
 
+// A shell that has the node open while it recovers the device does not hand that
+// on to the server, which would then use its own device.
+func TestAServerHasNoFilesOfItsCaller(t *testing.T) {
+	h := begin(t)
+	d := h.create("a.qcow2", small).attach()
+	node, err := os.Open(d.node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.killed()
+	recovers := exec.Command(qzbd, "recover", d.node)
+	recovers.ExtraFiles = []*os.File{node, node, node}
+	if out, err := recovers.CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	node.Close()
+	d.detach()
+}
+
 // Under load, again and again, at any moment: fio sees no error and finds all
 // its data.
 func TestFioNoticesNoDeathOfTheServer(t *testing.T) {
