@@ -105,6 +105,11 @@ func (c *controlClient) explain(err error, after time.Duration) error {
 		return fmt.Errorf("the server of %s, process %d, has not answered for %v: it is busy, or stopped (kill -CONT %d)",
 			c.s.Device, c.s.PID, after.Round(time.Second/10), c.s.PID)
 	}
+	for _, lost := range []error{io.EOF, io.ErrUnexpectedEOF, syscall.ECONNRESET, syscall.EPIPE, syscall.ECONNREFUSED} {
+		if errors.Is(err, lost) { // it is about to be gone
+			return fmt.Errorf("the server of %s, process %d, ended before it answered: qzbd list shows what became of the device", c.s.Device, c.s.PID)
+		}
+	}
 	return fmt.Errorf("ask the server of %s, process %d: %w", c.s.Device, c.s.PID, err)
 }
 
