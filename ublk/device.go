@@ -370,8 +370,10 @@ func (d *Device) logStart(ctx context.Context, what string) {
 		d.log.Debug("ask for the device's parameters", zap.Error(err))
 		return
 	}
+	ready, most := buffersMemory(d.cfg.Depth, d.cfg.MaxIO)
 	d.log.Debug(what, zap.Uint32("zones", d.geometry.NrZones), zap.Uint64("bytes", d.geometry.Size),
 		zap.Int("queues", d.cfg.Queues), zap.Int("depth", d.cfg.Depth),
+		zap.Int("buffer-bytes", ready*d.cfg.Queues), zap.Int("buffer-bytes-max", most*d.cfg.Queues),
 		zap.Uint64("append-bytes", sector(p.Zoned.MaxZoneAppendSectors).bytes()),
 		zap.Stringer("features", d.features))
 }

@@ -124,7 +124,13 @@ func (q *queue) open() error {
 	if err := ring.RegisterFiles(q.charFD, q.dev.cfg.DataFD); err != nil {
 		return fmt.Errorf("ublk: register %s and the data file with descriptor %d: %w", CharPath(q.dev.id), q.dev.cfg.DataFD, err)
 	}
-	return q.bufs.open(depth, q.dev.cfg.MaxIO)
+	if err := q.bufs.open(depth, q.dev.cfg.MaxIO); err != nil {
+		return err
+	}
+	if err := q.bufs.lock(); err != nil && q.id == 0 { // it serves all the same; the others say the same
+		q.dev.log.Warn("buffers can be swapped out", zap.Int("device", q.dev.id), zap.Error(err))
+	}
+	return nil
 }
 
 // openDescs maps the descriptors that the kernel writes for this queue.

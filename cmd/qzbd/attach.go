@@ -55,6 +55,7 @@ type attachOptions struct {
 	handover   *handover               // of the program that this process was before; nil: none
 	progress   func(done, total int64) // of opening the image
 	warn       func(string)            // of what may be lost; nil: only logged
+	notFlusher error                   // why this process may wait for memory
 }
 
 // Shorter, the disk would be busy with nothing but our syncs; longer, nobody
@@ -96,7 +97,11 @@ or for another attach of the same image, and its users wait with it.`,
 			if err := o.complete(args); err != nil {
 				return err
 			}
-			switch role := os.Getenv(backgroundEnv); role {
+			role := os.Getenv(backgroundEnv)
+			if o.foreground || role != "" && role != tryRole {
+				o.notFlusher = becomeFlusher()
+			}
+			switch role {
 			case "":
 			case tryRole:
 				return o.tryTakeOver()
@@ -107,14 +112,17 @@ or for another attach of the same image, and its users wait with it.`,
 				o.resume = role == resumeRole
 				return attachInBackground(&o)
 			}
+			if err := refuseStackedPath(o.image, -1); err != nil {
+				return err
+			}
 			if waiting, err := waitingFor(o.image); err != nil {
 				return err
 			} else if waiting != nil {
-				foreground, name := o.foreground, o.name
+				foreground, name, notFlusher := o.foreground, o.name, o.notFlusher
 				if err := o.takeOver(waiting); err != nil {
 					return err
 				}
-				o.foreground = foreground
+				o.foreground, o.notFlusher = foreground, notFlusher
 				if name != "" {
 					o.name = name
 				}
@@ -355,7 +363,7 @@ func startServer(o *attachOptions, image *os.File) (node string, err error) {
 	if err := unix.CloseRange(imageFD, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return "", errors.Join(fmt.Errorf("close files of the caller: %w", err), w.Close())
 	}
-	if err := cmd.Start(); err != nil {
+	if err := startFlusher(cmd); err != nil {
 		return "", errors.Join(err, w.Close())
 	}
 	if err := w.Close(); err != nil {

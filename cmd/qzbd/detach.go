@@ -108,7 +108,7 @@ func detach(s *state, force bool) error {
 			}
 		}
 	}
-	return s.settle()
+	return s.settle(force)
 }
 
 // refuseLeft returns an error if the server, told to stop, has found the device in

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
@@ -86,28 +85,22 @@ func gone(err error) bool {
 	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV)
 }
 
-// mountsOf reads /proc/self/mountinfo (proc_pid_mountinfo(5)). btrfs shows an
-// anonymous device number, so the source field counts too, and for XFS ours is
-// the realtime device among the options.
+// mountsOf says where a block device is mounted. btrfs shows an anonymous device
+// number, so the source counts too, and for XFS ours is the realtime device among
+// the options.
 func mountsOf(node, devno string) []string {
-	f, err := os.Open("/proc/self/mountinfo")
+	all, err := mounts()
 	if err != nil {
 		return nil
 	}
-	defer f.Close()
 	var who []string
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		left, right, ok := strings.Cut(sc.Text(), " - ")
-		fields, source := strings.Fields(left), strings.Fields(right)
-		if !ok || len(fields) < 5 || len(source) < 3 {
-			continue
-		}
-		second := slices.ContainsFunc(strings.Split(source[2], ","), func(option string) bool {
+	for _, m := range all {
+		second := slices.ContainsFunc(strings.Split(m.options, ","), func(option string) bool {
 			name, is := strings.CutPrefix(option, "rtdev=")
 			return is && isNode(name, node)
 		})
-		if fields[2] == devno || isNode(source[1], node) || second {
-			who = append(who, "mounted on "+fields[4])
+		if m.dev == devno || isNode(m.source, node) || second {
+			who = append(who, "mounted on "+m.point)
 		}
 	}
 	return who

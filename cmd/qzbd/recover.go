@@ -3,14 +3,17 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/qzbd/qzbd/qcow2"
+	"github.com/qzbd/qzbd/ublk"
 	"github.com/qzbd/qzbd/zns"
 )
 
@@ -114,7 +117,9 @@ func waitingFor(image string) (*state, error) {
 			return s, nil
 		}
 		if !s.alive() {
-			if _, err := s.keep(); err != nil {
+			if _, err := s.keep(); errors.Is(err, errOtherImage) { // with the number of that one
+				printWarning(err.Error())
+			} else if err != nil {
 				return nil, err
 			}
 		}
@@ -175,6 +180,28 @@ const dyingWait = 30 * time.Second
 // then its file is open, and locked. A failed image may lie in a file system that
 // takes no writes any more.
 func (o *attachOptions) open() (*os.File, error) {
+	own := -1
+	if o.resume {
+		own = o.id
+	}
+	if err := refuseStackedPath(o.image, own); err != nil {
+		return nil, err
+	}
+	f, err := o.openFree()
+	if o.resume && errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s, the image of %s, is not there (%w): put it back, or give up what was not flushed with `qzbd detach --force %s`",
+			o.image, ublk.NodePath(o.id), fs.ErrNotExist, ublk.NodePath(o.id))
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := refuseStackedFile(f, own); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+func (o *attachOptions) openFree() (*os.File, error) {
 	for deadline := time.Now().Add(dyingWait); ; time.Sleep(dyingWait / 1000) {
 		f, err := openImage(o.image, !o.readOnly && !o.failed, o.lock)
 		if err == nil || !o.resume {
@@ -208,6 +235,10 @@ func (s *state) commit() error {
 	if err != nil {
 		return err
 	}
+	var now state
+	if err := errors.Join(now.identify(file), s.sameImage(&now)); err != nil {
+		return errors.Join(err, file.Close())
+	}
 	f := qcow2.NewOSFile(file)
 	im, _, _, err := s.goOn(&o, f, qcow2.Options{Warn: printWarning},
 		func(uint64) []zns.Option { return nil })
@@ -218,14 +249,15 @@ func (s *state) commit() error {
 }
 
 // keep is commit where it can be done. That it cannot is only a warning: what was
-// flushed is in the image all the same. An image in use is an error.
+// flushed is in the image all the same. An image in use is an error, and so is one
+// that is not there: it may come back.
 func (s *state) keep() (kept bool, err error) {
 	if !s.Recovery || s.Failure != "" {
 		return false, nil
 	}
 	err = s.commit()
 	switch {
-	case errors.Is(err, qcow2.ErrInUse):
+	case errors.Is(err, qcow2.ErrInUse), errors.Is(err, errOtherImage), errors.Is(err, fs.ErrNotExist):
 		return false, err
 	case err != nil:
 		printWarning(fmt.Sprintf("what the server of %s had acknowledged and not flushed is lost: %v", s.Device, err))
@@ -288,10 +320,29 @@ func (s *state) recordFailure() error {
 	return last.save()
 }
 
+// errOtherImage: the name of the image is that of another file by now.
+var errOtherImage = errors.New("another file than the one that")
+
 // sameImage checks that the image is still the file that the device was made of.
+// The number of a file that was removed is soon another file's, which has been
+// born later.
 func (s *state) sameImage(now *state) error {
-	if s.Dev == now.Dev && s.Ino == now.Ino {
+	if s.Dev == now.Dev && s.Ino == now.Ino && (s.Birth == now.Birth || s.Birth == 0 || now.Birth == 0) {
 		return nil
 	}
-	return fmt.Errorf("%s is another file than the one that %s was made of: put that back (inode %d), or detach the device", filepath.Clean(s.Image), s.Device, s.Ino)
+	return fmt.Errorf("%s is %w %s was made of: put that back (inode %d), or give up what was not flushed with `qzbd detach --force %s`",
+		filepath.Clean(s.Image), errOtherImage, s.Device, s.Ino, s.Device)
+}
+
+// identify notes which file the image is.
+func (s *state) identify(image *os.File) error {
+	var st unix.Statx_t
+	if err := unix.Statx(int(image.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st); err != nil {
+		return fmt.Errorf("statx %s: %w", image.Name(), err)
+	}
+	s.Dev, s.Ino = unix.Mkdev(st.Dev_major, st.Dev_minor), st.Ino
+	if st.Mask&unix.STATX_BTIME != 0 {
+		s.Birth = st.Btime.Sec*1e9 + int64(st.Btime.Nsec)
+	}
+	return nil
 }

@@ -69,6 +69,9 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 			o.warn(what)
 		}
 	}
+	if o.notFlusher != nil {
+		log.Warn("a machine that runs out of memory may hang with a file system on this device", zap.Error(o.notFlusher))
+	}
 	signal.Notify(srv.stop, syscall.SIGTERM, syscall.SIGINT)
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
 	defer signal.Stop(srv.stop)
@@ -483,13 +486,7 @@ func newState(o *attachOptions, image *os.File) (*state, error) {
 		return nil, err
 	}
 	s.Args = o.args(s.Image)
-	st, err := image.Stat()
-	if err != nil {
-		return nil, err
-	}
-	sys := st.Sys().(*syscall.Stat_t)
-	s.Dev, s.Ino = sys.Dev, sys.Ino
-	return s, nil
+	return s, s.identify(image)
 }
 
 // imageFailed records why the image has failed before anybody is told, so that

@@ -32,6 +32,7 @@ type state struct {
 	Image   string `json:"image,omitempty"`
 	Dev     uint64 `json:"image-dev"`
 	Ino     uint64 `json:"image-ino"`
+	Birth   int64  `json:"image-birth,omitempty"` // nanoseconds after 1970; 0: not known
 	PID     int    `json:"pid"`
 	Started uint64 `json:"pid-start"` // clock ticks after boot, against reused pids
 	Queues  int    `json:"queues"`
@@ -307,12 +308,16 @@ func (s *state) last() (*state, error) {
 
 // settle clears away what a server that is gone has left under its number. What
 // it could not do itself becomes the error.
-func (s *state) settle() error {
+func (s *state) settle(force bool) error {
 	last, err := s.last()
 	if err != nil || last == nil {
 		return err
 	}
 	kept, err := last.keep()
+	if force && (errors.Is(err, errOtherImage) || errors.Is(err, fs.ErrNotExist)) {
+		printWarning(fmt.Sprintf("what the server of %s had acknowledged and not flushed is given up: %s is not its image any more", s.Device, s.Image))
+		return s.clear()
+	}
 	if err != nil {
 		return err
 	}

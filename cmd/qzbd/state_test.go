@@ -103,3 +103,22 @@ func TestProcessStartReadsTheOwnProcess(t *testing.T) {
 		t.Errorf("start %d, %v", n, err)
 	}
 }
+
+// A file that gets the number of one that was removed is another one.
+func TestAnImageIsKnownByItsBirth(t *testing.T) {
+	old := &state{Dev: 1, Ino: 2, Birth: 3}
+	for _, c := range []struct {
+		now  state
+		same bool
+	}{
+		{state{Dev: 1, Ino: 2, Birth: 3}, true},
+		{state{Dev: 1, Ino: 2, Birth: 4}, false},
+		{state{Dev: 1, Ino: 2}, true}, // its file system does not say
+		{state{Dev: 1, Ino: 4, Birth: 3}, false},
+		{state{Dev: 5, Ino: 2, Birth: 3}, false},
+	} {
+		if err := old.sameImage(&c.now); (err == nil) != c.same || err != nil && !errors.Is(err, errOtherImage) {
+			t.Errorf("%+v: %v", c.now, err)
+		}
+	}
+}

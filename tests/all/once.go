@@ -12,6 +12,7 @@ import (
 var leftToTheOther = map[vm.Series][]string{
 	vm.Series612: {
 		"TestAReadOnlyDeviceShowsAllAndChangesNothing",
+		"TestAServerWorksWhenThereIsNoMemory",
 		"TestAnImageThatNeedsMoreThanIsBuiltIsShownAndRefused",
 		"TestCompletionsKnowWhatIsAttached",
 		"TestDetachByForceTakesADeviceFromItsUsers",

@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"bytes"
 	"errors"
 	"flag"
 	"fmt"
@@ -115,6 +116,7 @@ func TestADeviceOutlivesItsServer(t *testing.T) {
 			k.holds(3, at(2), 4096)
 			k.zeros(at(3), 4096)
 			says(t, h.refused(qzbd, "recover", d.node), "nothing to recover")
+			d.flushers()
 			k.close()
 			d.detach()
 			k = im.attach(way.flags...).open()
@@ -192,6 +194,56 @@ func TestAServerHasNoFilesOfItsCaller(t *testing.T) {
 	}
 	node.Close()
 	d.detach()
+}
+
+// While a device waits another file may get the name of its image: it is never
+// touched, and the device waits for its own until it is given up.
+func TestAnotherImageInThePlaceOfItsOwn(t *testing.T) {
+	h := begin(t)
+	im, other := h.create("a.qcow2", small), h.create("b.qcow2", small)
+	d := im.attach("--sync-interval", "0")
+	k := d.open()
+	k.write(1, 0, 65536)
+	k.close()
+	before, err := os.ReadFile(other.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	away := im.path + ".away"
+	rename := func(from, to string) {
+		t.Helper()
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused := func(why string) {
+		t.Helper()
+		for _, command := range []string{"recover", "detach"} {
+			says(t, h.refused(qzbd, command, d.node), why, "qzbd detach --force "+d.node)
+		}
+	}
+	d.killed()
+	rename(im.path, away)
+	refused("is not there")
+	rename(other.path, im.path)
+	refused("another file")
+	rename(im.path, other.path)
+	rename(away, im.path)
+	d.recovered()
+	k = d.open()
+	k.holds(1, 0, 65536)
+	k.close()
+
+	d.killed()
+	rename(im.path, away)
+	rename(other.path, im.path)
+	h.run(qzbd, "detach", "--force", d.node)
+	d.gone = true
+	if after, err := os.ReadFile(im.path); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("the other image has changed (%v)", err)
+	}
+	rename(away, other.path)
+	h.run(qzbd, "check", "-r", "all", other.path) // was not closed
 }
 
 // Under load, again and again, at any moment: fio sees no error and finds all

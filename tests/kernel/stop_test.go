@@ -96,6 +96,7 @@ func TestAServerInTheForegroundStopsInOrder(t *testing.T) {
 	k := s.open()
 	k.write(1, 0, 69632)
 	k.close()
+	s.flushers()
 	s.terminate()
 	k = im.attach().open()
 	k.isIn(0, closed, 69632)
