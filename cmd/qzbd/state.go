@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -176,13 +177,16 @@ func readState(id int) (*state, error) {
 	}
 	s := new(state)
 	if err := json.Unmarshal(b, s); err != nil {
-		return nil, fmt.Errorf("%s is damaged (%w): remove it if no qzbd process serves the device", path, err)
+		return nil, fmt.Errorf("%s is damaged (%w): see qzbd list; qzbd detach clears up if no process serves the device, and what was not flushed may be lost", path, err)
 	}
 	if s.ID != id || s.Device != ublk.NodePath(id) {
-		return nil, fmt.Errorf("%s is damaged (it is about device %d, %q): remove it if no qzbd process serves the device", path, s.ID, s.Device)
+		return nil, fmt.Errorf("%s is damaged (it is about device %d, %q): see qzbd list; qzbd detach clears up if no process serves the device, and what was not flushed may be lost", path, s.ID, s.Device)
 	}
 	return s, nil
 }
+
+// damaged are the ids of the damaged records that have been spoken of.
+var damaged sync.Map
 
 // states returns what every server has written, ordered by id.
 func states() ([]*state, error) {
@@ -197,7 +201,9 @@ func states() ([]*state, error) {
 			continue
 		}
 		if err != nil { // it must not stand in the way of the others
-			printWarning(err.Error())
+			if _, said := damaged.LoadOrStore(id, true); !said {
+				printWarning(err.Error())
+			}
 			continue
 		}
 		all = append(all, s)
