@@ -11,6 +11,7 @@ import (
 // test one runs them; a thorough run does so on both.
 var leftToTheOther = map[vm.Series][]string{
 	vm.Series612: {
+		"TestADiskThatRefusesReadsFailsTheReads",
 		"TestAReadOnlyDeviceShowsAllAndChangesNothing",
 		"TestAServerWorksWhenThereIsNoMemory",
 		"TestAnImageThatNeedsMoreThanIsBuiltIsShownAndRefused",
@@ -22,11 +23,13 @@ var leftToTheOther = map[vm.Series][]string{
 		"TestQEMUKeepsOutOfAnAttachedImage",
 		"TestReadersShareAnImageAndKeepWritersOut",
 		"TestTheZoneTraceHasALineForEveryChange",
+		"TestThreeDevicesAtOnce",
 		"TestVerboseLogsEveryRequest",
 		"TestWhatIsNoZonedImageIsRefused",
 		"TestWhatTheSeriesAcceptedIsNotAttached",
 	},
 	vm.Series7: {
+		"TestADiskThatFailsInOneZoneLeavesTheOthersAlone",
 		"TestAFullFileSystemFailsNoImage",
 		"TestAFullFileSystemRefusesOnlyWhatNeedsSpace",
 		"TestAnImageThatQEMUHasOpenIsRefusedByName",
