@@ -90,7 +90,7 @@ func explainOrphan(d device) error {
 		return fmt.Errorf("%s has a server, process %d, but no record in %s: `qzbd detach %s` stops it in order", d.Device, d.PID, stateRoot, d.Device)
 	}
 	if _, err := readState(d.ID); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s cannot go on, nobody knows its image any more: %w", d.Device, err)
+		return fmt.Errorf("%s has no record that can be read, so nobody knows its image any more: %w", d.Device, err)
 	}
 	return fmt.Errorf("%s has no record in %s, so nobody knows its image any more: `qzbd detach %s` removes it", d.Device, stateRoot, d.Device)
 }
