@@ -59,11 +59,7 @@ func TestAServerWorksWhenThereIsNoMemory(t *testing.T) {
 			h.onExt4() // not in memory
 			im := h.create("a.qcow2", "size=1G,zone.size=16M,zone.conventional_zones=8")
 			d := im.attach("--queues", queues())
-			mkfs := []string{"mkfs.f2fs", "-q", "-m", d.node}
-			if fs == "btrfs" {
-				mkfs = []string{"mkfs.btrfs", "-q", "-O", "zoned", "-d", "single", "-m", "single", d.node}
-			}
-			h.tool(mkfs[0], mkfs[1:]...)
+			h.mkfs(fs, d)
 			dir, unmount := h.mount(fs, d.node)
 			hog := h.hog(80 << 20)
 			t.Logf("%d MiB are left", h.available()>>20)
