@@ -140,22 +140,19 @@ func (m *machine) console() string {
 
 // qemuArgs is the machine as qemu's command line.
 func (m *machine) qemuArgs() []string {
-	accel := "tcg,thread=multi"
-	if a := os.Getenv("QZBD_VM_ACCEL"); a != "" {
-		accel = a
-	}
 	out := m.o.Out
 	if out == "" {
 		out = m.path("out")
 	}
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-accel", accel, "-cpu", "max", "-smp", strconv.Itoa(m.o.CPUs), "-m", m.o.Memory,
+		"-smp", strconv.Itoa(m.o.CPUs), "-m", m.o.Memory,
 		"-serial", "file:" + comma(m.path("console.log")),
 		"-kernel", m.kernel.image(), "-initrd", m.initrd,
-		"-append", kernelArgs() + m.systemArgs(),
+		"-append", m.kernelArgs() + m.systemArgs(),
 		"-device", "virtio-serial-pci,max_ports=8",
 	}
+	args = append(args, m.cpuArgs()...)
 	for i, l := range m.ports {
 		args = append(args,
 			"-chardev", fmt.Sprintf("socket,id=port%d,path=%s", i+1, comma(l.Addr().String())),
@@ -185,13 +182,32 @@ func (m *machine) qemuArgs() []string {
 	return args
 }
 
+// cpuArgs say how the guest's instructions are executed.
+func (m *machine) cpuArgs() []string {
+	if m.o.VirtualClock {
+		// Without erms and fsrm the kernel copies memory eight bytes at a time:
+		// by single bytes a copy would count eight times as much.
+		return []string{"-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-cpu", "max,-erms,-fsrm"}
+	}
+	accel := "tcg,thread=multi"
+	if a := os.Getenv("QZBD_VM_ACCEL"); a != "" {
+		accel = a
+	}
+	return []string{"-accel", accel, "-cpu", "max"}
+}
+
 // kernelArgs is the kernel's command line.
-func kernelArgs() string {
+func (m *machine) kernelArgs() string {
 	args := "console=ttyS0 loglevel=7 panic=-1 mitigations=off log_buf_len=4M rdinit=/init" +
-		// On a busy host the guest would give up its clock and become slow,
-		" tsc=reliable" +
-		// and a host that is too busy to run it for a while is no soft lockup.
-		" watchdog_thresh=60"
+		// On a busy host the guest would give up its clock and become slow.
+		" tsc=reliable"
+	if m.o.VirtualClock {
+		// Every boot has the same addresses, and nobody takes a clock that jumps
+		// while the guest is idle for one that is wrong, or for a task that hangs.
+		return args + " nokaslr norandmaps nowatchdog no_timer_check sysctl.kernel.hung_task_timeout_secs=0"
+	}
+	// A host that is too busy to run the guest for a while is no soft lockup.
+	args += " watchdog_thresh=60"
 	if khz := tscKHz(); khz > 0 {
 		args += fmt.Sprintf(" tsc_early_khz=%d", khz)
 	}

@@ -123,6 +123,17 @@ func TestMachineSecondsAreNotShorterThanOurs(t *testing.T) {
 	}
 }
 
+// An idle guest does not wait for its clock.
+func TestMachineWithAVirtualClockSleepsAnHourInNoTime(t *testing.T) {
+	status, stdout, stderr, err := boot(t, Options{VirtualClock: true, Timeout: 48 * time.Hour}, `
+		nproc
+		read began rest </proc/uptime; sleep 3600; read ended rest </proc/uptime
+		echo $((${ended%.*} - ${began%.*} >= 3600))`)
+	if err != nil || status != 0 || stdout != "1\n1\n" {
+		t.Errorf("status %d, %v; stdout %q, stderr %q", status, err, stdout, stderr)
+	}
+}
+
 func TestMachineHasNewerTools(t *testing.T) {
 	status, stdout, stderr, err := boot(t, Options{Tools: true}, `
 		set -e

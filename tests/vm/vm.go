@@ -51,7 +51,7 @@ const (
 // Options describe a machine. The zero value is usable.
 type Options struct {
 	Series  Series        // default: 7
-	CPUs    int           // default: 2
+	CPUs    int           // default: 2, or 1 with a virtual clock
 	Memory  string        // in qemu's notation; default: 4G
 	Timeout time.Duration // of the command; default: 10 minutes
 
@@ -63,6 +63,12 @@ type Options struct {
 	Scratch string   // size of an ext4 file system at $QZBD_VM_SCRATCH, for example 8G
 	Out     string   // host's directory to appear as $QZBD_VM_OUT
 	Tools   bool     // have $QZBD_TOOLS name the root of [EnsureTools]
+
+	// VirtualClock has the guest's clock advance by 1 ns with each instruction
+	// that it executes, on one CPU: a duration then counts instructions, whatever
+	// else the host does. While the guest is idle its timers expire at once, those
+	// of Timeout as well.
+	VirtualClock bool
 
 	// System names an ext4 image, made if it is not there. The machine then
 	// boots the tree of EnsureTools with systemd, runs the command as a service
@@ -89,7 +95,12 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Series == "" {
 		o.Series = Series7
 	}
-	if o.CPUs == 0 {
+	switch {
+	case o.VirtualClock && o.CPUs > 1:
+		return o, fmt.Errorf("a virtual clock counts the instructions of one CPU, not of %d: have one", o.CPUs)
+	case o.VirtualClock:
+		o.CPUs = 1
+	case o.CPUs == 0:
 		o.CPUs = 2
 	}
 	if o.Memory == "" {

@@ -194,6 +194,26 @@ func TestQemuOptionsQuoteCommas(t *testing.T) {
 	}
 }
 
+func TestAVirtualClockWantsOneCPU(t *testing.T) {
+	o, err := Options{VirtualClock: true}.withDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &machine{o: o, dir: "/d"}
+	args := strings.Join(m.qemuArgs(), " ")
+	for _, want := range []string{"-smp 1 ", "-icount shift=0,sleep=off", "thread=single", "max,-erms,-fsrm", " nowatchdog "} {
+		if !strings.Contains(args, want) {
+			t.Errorf("no %q in %s", want, args)
+		}
+	}
+	if strings.Contains(args, "tsc_early_khz") {
+		t.Errorf("the guest's counter is said to be the host's: %s", args)
+	}
+	if _, err := (Options{VirtualClock: true, CPUs: 2}).withDefaults(); err == nil {
+		t.Error("two CPUs are accepted")
+	}
+}
+
 func TestRamDiskIsAnArchive(t *testing.T) {
 	var a cpio
 	a.add("init", 0o100755, []byte("12345"))

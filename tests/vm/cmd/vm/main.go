@@ -90,7 +90,8 @@ func run(ctx context.Context, args []string) (int, error) {
 	var o vm.Options
 	flags := flag.NewFlagSet("vm run", flag.ContinueOnError)
 	flags.StringVar((*string)(&o.Series), "kernel", string(vm.Series7), "`series` of the kernel: 6.12 or 7")
-	flags.IntVar(&o.CPUs, "smp", 2, "`number` of CPUs")
+	flags.IntVar(&o.CPUs, "smp", 0, "`number` of CPUs (default 2, or 1 with a virtual clock)")
+	flags.BoolVar(&o.VirtualClock, "virtual-clock", false, "the clock counts instructions, 1 ns each")
 	flags.StringVar(&o.Memory, "mem", "4G", "`size` of the memory")
 	flags.DurationVar(&o.Timeout, "timeout", 0, "time `limit` of the command (default 10m)")
 	flags.StringVar(&o.Dir, "dir", "", "working `directory` (default: this one)")
