@@ -18,11 +18,12 @@ CUTS ?= 1
 LONGTIME ?= 30m
 KILLS ?= 50
 UPGRADES ?= 20
+BOOTS ?= 3
 SERIES ?= 6.12 7
 space := $(subst ,, )
 comma := ,
 
-.PHONY: build vm zbdtest driver install files deb demo test unit race fuzz long vm-test systemd-test test-native lint clean sim mutants powercut kills upgrades
+.PHONY: build vm zbdtest driver install files deb demo test unit race fuzz long vm-test systemd-test test-native lint clean sim mutants powercut kills upgrades bench
 
 build: # a second -ldflags replaces the first, so it repeats it; without cgo it starts twice as fast
 	CGO_ENABLED=0 go build -ldflags='$(LDFLAGS)' -o bin/qzbd ./cmd/qzbd
@@ -108,6 +109,9 @@ mutants:
 
 powercut: build vm
 	go test -count=1 -timeout=12h -tags=machine -v -run='PowerCutsUnder$(KIND)' ./tests/powercut -powercuts=$(CUTS) $(if $(filter command line,$(origin SEED)),-seed=$(SEED))
+
+bench: build # how fast it is, in a machine whose clock counts instructions
+	go run ./tests/bench -boots=$(BOOTS) -cells='$(CELLS)'
 
 clean:
 	rm -rf bin

@@ -1,0 +1,223 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"encoding/xml"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestCellsSayWhatFallsShort(t *testing.T) {
+	c := cell{must: 0.25, goal: 0.42, mustNBD: 2}
+	for _, v := range []struct {
+		ofNullBlk, ofNBD float64
+		want             string
+	}{
+		{0.24, 9, belowMustMark},
+		{0.25, 2, belowGoalMark},
+		{0.50, 1.9, belowMustMark},
+		{0.42, 2, ""},
+	} {
+		if got := c.verdict(v.ofNullBlk, v.ofNBD); got != v.want {
+			t.Errorf("× null_blk %v, × qemu-nbd %v: %q, want %q", v.ofNullBlk, v.ofNBD, got, v.want)
+		}
+	}
+}
+
+func TestCellsAreSelectedByName(t *testing.T) {
+	for _, c := range []struct {
+		only string
+		want int
+	}{{"", len(cells)}, {"^4k write QD1$", 1}, {"randread", 2}, {"nothing", 0}, {"(", 0}} {
+		got, err := selectCells(c.only)
+		if len(got) != c.want || (err != nil) != (c.want == 0) {
+			t.Errorf("%q: %d cells, %v, want %d", c.only, len(got), err, c.want)
+		}
+	}
+}
+
+func TestFioArgumentsAreThoseOfTheCell(t *testing.T) {
+	got := cell{rw: "write", bs: "64k", depth: 32}.fioArgs(measured)
+	for _, want := range []string{"--rw=write", "--bs=64k", "--iodepth=32", "--time_based", "--runtime=1s", "--size=100%"} {
+		if !slices.Contains(got, want) {
+			t.Errorf("no %s in %q", want, got)
+		}
+	}
+}
+
+func TestFioIsRead(t *testing.T) {
+	const (
+		write = `{"fio version": "fio-3.33", "jobs": [{"jobname": "bench", "error": 0,
+			"read": {"io_bytes": 0, "iops": 0.0, "total_ios": 0}, "write": {"io_bytes": 4096000, "iops": 1000.5, "total_ios": 1001}}]}`
+		read   = `{"jobs": [{"error": 0, "read": {"iops": 7, "total_ios": 7}, "write": {"iops": 0, "total_ios": 0}}]}`
+		idle   = `{"jobs": [{"error": 0, "read": {"iops": 0, "total_ios": 0}, "write": {"iops": 0, "total_ios": 0}}]}`
+		failed = `{"jobs": [{"error": 5, "read": {"iops": 7, "total_ios": 7}}]}`
+	)
+	for _, c := range []struct {
+		name, out string
+		want      float64 // 0: an error
+	}{
+		{"a write", write, 1000.5},
+		{"a read", read, 7},
+		{"after a warning", "fio: something about zones\n" + read, 7},
+		{"nothing done", idle, 0},
+		{"an error", failed, 0},
+		{"no job", `{"jobs": []}`, 0},
+		{"cut off", write[:40], 0},
+		{"nothing", "", 0},
+	} {
+		got, err := parseFio([]byte(c.out))
+		if got != c.want || (err != nil) != (c.want == 0) {
+			t.Errorf("%s: %v, %v, want %v", c.name, got, err, c.want)
+		}
+	}
+}
+
+func TestMedianIsTheMiddle(t *testing.T) {
+	for _, c := range []struct {
+		values []float64
+		want   float64
+	}{{[]float64{3}, 3}, {[]float64{1, 2}, 1.5}, {[]float64{9, 1, 2}, 2}, {[]float64{4, 1, 3, 2}, 2.5}} {
+		before := slices.Clone(c.values)
+		if got := median(c.values); got != c.want {
+			t.Errorf("%v: %v, want %v", c.values, got, c.want)
+		}
+		if !slices.Equal(c.values, before) {
+			t.Errorf("%v became %v", before, c.values)
+		}
+	}
+}
+
+// threeBoots are of a machine that is now and then twice as fast: ratios do not
+// show it.
+func threeBoots() []boot {
+	var boots []boot
+	for _, speed := range []float64{1, 2, 1} {
+		b := boot{Linux: "7.1", Fio: "fio-1", QEMU: "qemu-nbd 1", Qzbd: "qzbd 1", IOPS: make(map[string]map[string]float64)}
+		for i, k := range kinds {
+			b.IOPS[k.name] = make(map[string]float64)
+			for _, c := range cells {
+				b.IOPS[k.name][c.name()] = speed * []float64{1000, 100, 300, 2500}[i]
+			}
+		}
+		boots = append(boots, b)
+	}
+	return boots
+}
+
+func TestResultsAreMediansOfFiguresAndRatios(t *testing.T) {
+	r := newResults(cells[:1], threeBoots())
+	if len(r.Cells) != 1 || len(r.Cells[0].Devices) != len(kinds) || r.Boots != 3 {
+		t.Fatalf("%+v", r)
+	}
+	c := r.Cells[0]
+	null, nbd, fresh, full := c.Devices[0], c.Devices[1], c.Devices[2], c.Devices[3]
+	if null.IOPS != 1000 || null.OfNullBlk != 1 || nbd.OfNBD != 1 || nbd.OfNullBlk != 0.1 {
+		t.Errorf("the peers: %+v, %+v", null, nbd)
+	}
+	if !slices.Equal(fresh.Runs, []float64{300, 600, 300}) || fresh.IOPS != 300 || fresh.OfNullBlk != 0.3 || fresh.OfNBD != 3 {
+		t.Errorf("ours: %+v", fresh)
+	}
+	if null.Verdict != "" || fresh.Verdict != belowGoalMark || full.Verdict != "" {
+		t.Errorf("marks %q, %q, %q", null.Verdict, fresh.Verdict, full.Verdict)
+	}
+	if rows, belowMust, belowGoal := r.short(); rows != 2 || belowMust != 0 || belowGoal != 1 {
+		t.Errorf("%d lines, %d below must, %d below goal", rows, belowMust, belowGoal)
+	}
+	if _, d := r.widest(); d.spread() != 1 {
+		t.Errorf("the spread is %v, want 1", d.spread())
+	}
+}
+
+func TestTableHasALinePerCellAndDevice(t *testing.T) {
+	var out strings.Builder
+	if err := newResults(cells, threeBoots()).print(&out); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(out.String(), "\n")
+	const head = 3
+	if len(lines) != head+len(cells)*len(kinds)+3 {
+		t.Fatalf("%d lines:\n%s", len(lines), out.String())
+	}
+	for at, want := range map[int]string{
+		0:  "Linux 7.1, fio-1, qemu-nbd 1, qzbd 1; boots: 3. IOPS = 10⁹ / instructions per I/O.",
+		3:  "4k write QD1      null_blk                  1000        1.00                   10.00",
+		5:  "                  qzbd, fresh image          300        0.30  0.25  0.42        3.00   2.0  below goal",
+		6:  "                  qzbd, allocated image     2500        2.50  0.25  0.42       25.00   2.0",
+		9:  "                  qzbd, fresh image          300        0.30  0.65  0.89        3.00   2.0  below must",
+		28: "Of 12 lines of qzbd 8 meet the must and 6 the goal. Farthest apart between boots: 100.0% (4k write QD1, null_blk).",
+	} {
+		if lines[at] != want {
+			t.Errorf("line %d is\n%q, want\n%q", at, lines[at], want)
+		}
+	}
+}
+
+func TestChartIsXMLWithABarPerFigure(t *testing.T) {
+	chart := newResults(cells, threeBoots()).chart()
+	count := make(map[string]int)
+	for d := xml.NewDecoder(bytes.NewReader(chart)); ; {
+		token, err := d.Token()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatalf("%v in\n%s", err, chart)
+		}
+		if e, ok := token.(xml.StartElement); ok {
+			count[e.Name.Local]++
+		}
+	}
+	bars := len(cells) * len(kinds)
+	if count["svg"] != 1 || count["rect"] != 1+len(kinds)+bars || count["line"] != len(cells)*2*2 {
+		t.Errorf("elements: %v", count)
+	}
+	for _, want := range []string{"4k randread QD32", "qzbd, fresh image", ">2500<"} {
+		if !bytes.Contains(chart, []byte(want)) {
+			t.Errorf("no %q in the chart", want)
+		}
+	}
+}
+
+func TestResultsAreSaved(t *testing.T) {
+	dir := t.TempDir()
+	want := newResults(cells, threeBoots())
+	if err := want.save(dir); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "results.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got results
+	if err := json.Unmarshal(text, &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.Cells[5].Devices[2].IOPS != 300 || got.Cells[5].Devices[2].Verdict != belowMustMark {
+		t.Errorf("%s", text)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "chart.svg")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestANetworkDeviceIsConnectedWithServerAndSize(t *testing.T) {
+	dir := t.TempDir()
+	for _, c := range []struct {
+		file, text string
+		want       bool
+	}{{"size", "0\n", false}, {"pid", "7\n", false}, {"size", "2097152\n", true}} {
+		if err := os.WriteFile(filepath.Join(dir, c.file), []byte(c.text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got := connected(dir); got != c.want {
+			t.Errorf("after %s is %q: %v", c.file, c.text, got)
+		}
+	}
+}

@@ -1,0 +1,55 @@
+package main
+
+import "fmt"
+
+// cell is one load, and how fast our device is to be under it.
+type cell struct {
+	rw    string // as fio has it
+	bs    string
+	depth int
+
+	// Factors of the IOPS of null_blk and of qemu-nbd in the same boot.
+	must    float64 // about what a plain file through ublk reaches, in C++
+	goal    float64 // what the kernel's own zoned devices on files reach
+	mustNBD float64
+}
+
+var cells = []cell{
+	{rw: "write", bs: "4k", depth: 1, must: 0.25, goal: 0.42, mustNBD: 2},
+	{rw: "write", bs: "4k", depth: 32, must: 0.65, goal: 0.89, mustNBD: 2},
+	{rw: "write", bs: "64k", depth: 32, must: 1.0, goal: 1.32, mustNBD: 2},
+	{rw: "write", bs: "1M", depth: 32, must: 1.5, goal: 2.1, mustNBD: 2},
+	{rw: "randread", bs: "4k", depth: 1, must: 0.22, goal: 0.35, mustNBD: 1.4},
+	{rw: "randread", bs: "4k", depth: 32, must: 0.45, goal: 0.60, mustNBD: 2},
+}
+
+func (c cell) name() string { return fmt.Sprintf("%s %s QD%d", c.bs, c.rw, c.depth) }
+
+// reads says that the device has to be filled before.
+func (c cell) reads() bool { return c.rw == "randread" }
+
+// fioArgs are those of the cell on a device, for so much of the guest's time.
+func (c cell) fioArgs(runtime string) []string {
+	return []string{
+		"--rw=" + c.rw, "--bs=" + c.bs, fmt.Sprintf("--iodepth=%d", c.depth),
+		"--time_based", "--runtime=" + runtime, "--randrepeat=1", "--norandommap", "--size=100%",
+	}
+}
+
+// Marks of a device that falls short under a load.
+const (
+	belowMustMark = "below must"
+	belowGoalMark = "below goal"
+)
+
+// verdict says how a device of ours falls short under the load, or nothing.
+// The factors are those of its IOPS.
+func (c cell) verdict(ofNullBlk, ofNBD float64) string {
+	switch {
+	case ofNullBlk < c.must || ofNBD < c.mustNBD:
+		return belowMustMark
+	case ofNullBlk < c.goal:
+		return belowGoalMark
+	}
+	return ""
+}

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+// results are the medians of all boots, as results.json has them.
+type results struct {
+	Linux string       `json:"linux"`
+	Fio   string       `json:"fio"`
+	QEMU  string       `json:"qemu"`
+	Qzbd  string       `json:"qzbd"`
+	Boots int          `json:"boots"`
+	Cells []cellResult `json:"cells"`
+}
+
+type cellResult struct {
+	Cell    string         `json:"cell"`
+	Must    float64        `json:"must"`          // of ours, × null_blk
+	Goal    float64        `json:"goal"`          // of ours, × null_blk
+	MustNBD float64        `json:"must-qemu-nbd"` // of ours, × qemu-nbd
+	Devices []deviceResult `json:"devices"`
+}
+
+type deviceResult struct {
+	Device    string    `json:"device"`
+	IOPS      float64   `json:"iops"`     // the median
+	Runs      []float64 `json:"runs"`     // IOPS of each boot
+	OfNullBlk float64   `json:"null_blk"` // × null_blk: the median of the boots' ratios
+	OfNBD     float64   `json:"qemu-nbd"` // × qemu-nbd, likewise
+	Ours      bool      `json:"ours"`
+	Verdict   string    `json:"verdict,omitempty"` // how it falls short
+}
+
+// newResults sums boots up. Each has all kinds and all of the cells.
+func newResults(selected []cell, boots []boot) *results {
+	r := &results{Linux: boots[0].Linux, Fio: boots[0].Fio, QEMU: boots[0].QEMU, Qzbd: boots[0].Qzbd, Boots: len(boots)}
+	for _, c := range selected {
+		cr := cellResult{Cell: c.name(), Must: c.must, Goal: c.goal, MustNBD: c.mustNBD}
+		for _, k := range kinds {
+			d := deviceResult{Device: k.name, Ours: k.ours}
+			var ofNullBlk, ofNBD []float64
+			for _, b := range boots {
+				n := b.IOPS[k.name][c.name()]
+				d.Runs = append(d.Runs, n)
+				ofNullBlk = append(ofNullBlk, n/b.IOPS[nullBlkName][c.name()])
+				ofNBD = append(ofNBD, n/b.IOPS[qemuNBDName][c.name()])
+			}
+			d.IOPS, d.OfNullBlk, d.OfNBD = median(d.Runs), median(ofNullBlk), median(ofNBD)
+			if k.ours {
+				d.Verdict = c.verdict(d.OfNullBlk, d.OfNBD)
+			}
+			cr.Devices = append(cr.Devices, d)
+		}
+		r.Cells = append(r.Cells, cr)
+	}
+	return r
+}
+
+// median is the middle value, or the mean of the two in the middle.
+func median(values []float64) float64 {
+	s := slices.Sorted(slices.Values(values))
+	n := len(s)
+	return (s[(n-1)/2] + s[n/2]) / 2
+}
+
+// spread is how far the runs lie apart, as a part of their median.
+func (d *deviceResult) spread() float64 {
+	return (slices.Max(d.Runs) - slices.Min(d.Runs)) / d.IOPS
+}
+
+// widest returns the cell and the device whose runs lie farthest apart.
+func (r *results) widest() (cellResult, deviceResult) {
+	var cell cellResult
+	var device deviceResult
+	far := -1.0
+	for _, c := range r.Cells {
+		d := slices.MaxFunc(c.Devices, func(a, b deviceResult) int { return cmp.Compare(a.spread(), b.spread()) })
+		if s := d.spread(); s > far {
+			cell, device, far = c, d, s
+		}
+	}
+	return cell, device
+}
+
+// short counts our devices in all cells, and those that fall short there.
+func (r *results) short() (rows, belowMust, belowGoal int) {
+	for _, c := range r.Cells {
+		for _, d := range c.Devices {
+			if !d.Ours {
+				continue
+			}
+			rows++
+			switch d.Verdict {
+			case belowMustMark:
+				belowMust++
+			case belowGoalMark:
+				belowGoal++
+			}
+		}
+	}
+	return rows, belowMust, belowGoal
+}
+
+// save writes results.json and chart.svg.
+func (r *results) save(dir string) error {
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "results.json"), append(text, '\n'), 0o644); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "chart.svg"), r.chart(), 0o644)
+}
