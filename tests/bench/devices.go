@@ -80,7 +80,9 @@ func (b *bench) qemuNBD() (*device, error) {
 	}
 	const node = "/dev/nbd0"
 	var said strings.Builder
-	server := exec.Command(b.path("qemu-nbd"), "--verbose", "--connect="+node, "--cache=none", "--format=qcow2", image) // verbose: it stays in the foreground
+	server := exec.Command(b.path("qemu-nbd"), "--connect="+node, "--socket="+b.path("nbd.sock"),
+		"--verbose", // it stays in the foreground
+		"--cache=none", "--format=qcow2", image)
 	server.Stdout, server.Stderr = &said, &said
 	if err := server.Start(); err != nil {
 		return nil, err

@@ -14,6 +14,8 @@ var tolerated = []*regexp.Regexp{
 	// Linux 7.2 once per boot with zero copy: its own array annotation in the
 	// registration of request buffers.
 	regexp.MustCompile(`UBSAN: .* in .*io_uring/rsrc\.c`),
+	// What we have asked for, which may name hung_task.
+	regexp.MustCompile(`\] (Kernel command|Command) line: `),
 }
 
 // linesOfContext after a complaint: enough for the top of a call trace.

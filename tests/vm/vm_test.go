@@ -114,6 +114,7 @@ func TestDmesgComplaintsAreFound(t *testing.T) {
 		{"[    1.0] UBSAN: array-index-out-of-bounds in fs/btrfs/x.c:1:2", true},
 		{"[    1.0] UBSAN: array-index-out-of-bounds in /build/linux/io_uring/rsrc.c:970:3", false},
 		{"[    1.0] Oopsla conference", false},
+		{"[    0.0] Kernel command line: sysctl.kernel.hung_task_timeout_secs=0", false},
 	} {
 		if got := len(scanDmesg("[    0.9] quiet\n"+c.line+"\n")) > 0; got != c.bad {
 			t.Errorf("%q: complaint %v, want %v", c.line, got, c.bad)
