@@ -103,7 +103,8 @@ func (b *bench) versions(result *boot) error {
 		if err != nil {
 			return err
 		}
-		*v.to, _, _ = strings.Cut(out, "\n")
+		line, _, _ := strings.Cut(out, "\n")
+		*v.to = strings.TrimPrefix(line, b.dir+"/") // qemu-nbd calls itself as it was called
 	}
 	return nil
 }
