@@ -19,11 +19,13 @@ LONGTIME ?= 30m
 KILLS ?= 50
 UPGRADES ?= 20
 BOOTS ?= 3
+ROUNDS ?= 3
+COUNT ?= 6
 SERIES ?= 6.12 7
 space := $(subst ,, )
 comma := ,
 
-.PHONY: build vm zbdtest driver install files deb demo test unit race fuzz long vm-test systemd-test test-native lint clean sim mutants powercut kills upgrades bench
+.PHONY: build vm zbdtest driver install files deb demo test unit race fuzz long vm-test systemd-test test-native lint clean sim mutants powercut kills upgrades bench bench-native bench-go profile
 
 build: # a second -ldflags replaces the first, so it repeats it; without cgo it starts twice as fast
 	CGO_ENABLED=0 go build -ldflags='$(LDFLAGS)' -o bin/qzbd ./cmd/qzbd
@@ -112,6 +114,18 @@ powercut: build vm
 
 bench: build # how fast it is, in a machine whose clock counts instructions
 	go run ./tests/bench -boots=$(BOOTS) -cells='$(CELLS)'
+bench-native: build # the engine beside QEMU's; nothing else should compute meanwhile
+	go build -o bin/benchnative ./tests/benchnative
+	bin/benchnative -rounds $(ROUNDS)
+
+BENCHDIRS := ./uring ./zns ./qcow2 ./ublk ./tests/engine
+bench-go: # for benchstat
+	@go test -run='^$$' -bench=. -benchmem -count=$(COUNT) $(BENCHDIRS)
+
+# Images on a tmpfs: no disk is in the way.
+PROFILEDIR ?= /dev/shm
+profile: build
+	bin=$(CURDIR)/bin sh tests/engine/profile.sh $(PROFILEDIR)
 
 clean:
 	rm -rf bin

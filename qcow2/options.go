@@ -92,7 +92,7 @@ var unbuilt = map[string]string{
 
 func sizeOption(field func(*CreateOptions) *uint64) func(*CreateOptions, string) error {
 	return func(o *CreateOptions, v string) (err error) {
-		*field(o), err = parseSize(v)
+		*field(o), err = ParseSize(v)
 		return err
 	}
 }
@@ -125,9 +125,9 @@ func parseSwitch(v string) (bool, error) {
 	return false, errors.New("it must be on or off")
 }
 
-// parseSize reads a size as qemu-img does: a number, also with a fraction,
+// ParseSize reads a size as qemu-img does: a number, also with a fraction,
 // and a suffix b, k, M, G, T, P or E of powers of 1024 in either case.
-func parseSize(s string) (uint64, error) {
+func ParseSize(s string) (uint64, error) {
 	bad := errors.New("it must be a size such as 65536, 64K, 1.5G or 1T")
 	if n, err := strconv.ParseUint(s, 0, 64); err == nil && !strings.ContainsRune(s, '_') {
 		return n, nil
@@ -301,7 +301,7 @@ func (o CreateOptions) broken(given map[string]string) []rule {
 	names := func(n ...string) []string { return n }
 	explicitZero := func(name string) bool {
 		v, ok := given[name]
-		n, err := parseSize(v)
+		n, err := ParseSize(v)
 		return ok && err == nil && n == 0
 	}
 

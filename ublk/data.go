@@ -203,12 +203,12 @@ func (q *queue) movedPart(r *request, p *piece, res int32) (again bool) {
 
 // copyIn copies the data of a write request into mem.
 func (q *queue) copyIn(r *request, mem []byte) error {
-	return q.copyAll(unix.SYS_PREAD64, r, mem)
+	return q.copy(unix.SYS_PREAD64, r, mem)
 }
 
 // copyOut copies mem into a read request (or a report).
 func (q *queue) copyOut(r *request, mem []byte) error {
-	return q.copyAll(unix.SYS_PWRITE64, r, mem)
+	return q.copy(unix.SYS_PWRITE64, r, mem)
 }
 
 // copyAll is user copy: the char device moves the bytes of a request, at the

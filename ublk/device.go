@@ -187,13 +187,21 @@ func openChar(ctx context.Context, id int) (int, error) {
 	}
 }
 
-// startQueues starts a goroutine per queue and waits until all of them serve:
-// START_DEV would wait for a missing one for ever.
-func (d *Device) startQueues() (err error) {
+// prepare makes what the queues share.
+func (d *Device) prepare() (err error) {
 	if d.zeros, err = unix.Mmap(-1, 0, d.cfg.MaxIO, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
 		return fmt.Errorf("ublk: map memory for zeros: %w", err)
 	}
 	d.workers = newWorkers(d.target, d.cfg.Queues*d.cfg.Depth)
+	return nil
+}
+
+// startQueues starts a goroutine per queue and waits until all of them serve:
+// START_DEV would wait for a missing one for ever.
+func (d *Device) startQueues() (err error) {
+	if err := d.prepare(); err != nil {
+		return err
+	}
 	ready := make(chan error, d.cfg.Queues)
 	for i := range d.cfg.Queues {
 		d.queues = append(d.queues, newQueue(d, uint16(i)))

@@ -19,6 +19,8 @@
 //	recover.go  the device outlives its server: Recover, Leave
 //	halfway.go  what a death in Recover has left half done
 //	pulse.go    whether the queues still serve
+//	bench.go    a queue without a device, to measure what is behind it
+//	workload.go what such a queue is given to do
 //	params.go   everything that the kernel would refuse, refused first
 //	control.go  /dev/ublk-control: add, start, stop, delete
 //	list.go     which devices there are, and whether they are ours

@@ -52,6 +52,8 @@ type queue struct {
 	// commit hands the answer of a tag to the kernel and fetches the tag's
 	// next request.
 	commit func(tag uint16, result int32, addr uint64) error
+	// copy moves data between a request of the kernel's and mem: copyAll.
+	copy func(trap uintptr, r *request, mem []byte) error
 
 	bufs  buffers
 	visit func(uring.CQE) // q.completed, bound once
@@ -93,7 +95,7 @@ func newQueue(d *Device, id uint16) *queue {
 		stats:   new(queueStats),
 		proceed: make(chan bool, 1),
 	}
-	q.commit = q.submitCommit
+	q.commit, q.copy = q.submitCommit, q.copyAll
 	q.visit = q.completed
 	for i := range q.tags {
 		r := &q.tags[i]

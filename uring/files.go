@@ -6,8 +6,11 @@ import (
 	"unsafe"
 )
 
-// registerFiles is IORING_REGISTER_FILES.
-const registerFiles = 2
+// enum io_uring_register_op, as far as used.
+const (
+	registerFiles   = 2
+	unregisterFiles = 3
+)
 
 // RegisterFiles registers the descriptors as files 0, 1, … of the ring, once.
 // The ring holds them open until it is closed. Registered files spare each
@@ -25,6 +28,16 @@ func (r *Ring) RegisterFiles(fds ...int) error {
 	runtime.KeepAlive(table)
 	if errno != 0 {
 		return fmt.Errorf("uring: register %d files: %w", len(fds), errno)
+	}
+	return nil
+}
+
+// UnregisterFiles lets go of the registered files, and so of the locks that go
+// with them. Close does that too, but the kernel then takes its time. It waits
+// for what is in flight on them.
+func (r *Ring) UnregisterFiles() error {
+	if _, errno := r.ring.Register(r.ring.RingFd(), unregisterFiles, nil, 0); errno != 0 {
+		return fmt.Errorf("uring: unregister files: %w", errno)
 	}
 	return nil
 }

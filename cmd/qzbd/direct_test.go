@@ -25,7 +25,7 @@ func TestWhatDirectIOCannotDoIsRefusedWithAWayOut(t *testing.T) {
 		{qcow2.Direct{Offset: 512, Memory: 4, Block: 4096}, 512, 2048, []string{"clusters of 2048", "attach it without --direct"}},
 		{qcow2.Direct{Offset: 512, Memory: 4, Block: 65536}, 512, 4096, []string{"clusters of 4096", "(65536)"}},
 	} {
-		err := checkDirect("z.qcow2", c.needs, c.block, c.size)
+		err := checkDirect("z.qcow2", c.needs, c.block, c.size, "attach it without --direct")
 		if (err != nil) != (c.want != nil) {
 			t.Errorf("%+v: %v", c, err)
 			continue

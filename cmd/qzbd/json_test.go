@@ -26,6 +26,7 @@ var jsonTypes = []struct {
 	{"zones", []zoneJSON{}},
 	{"list", []device{}},
 	{"stats", &statsReport{}},
+	{"bench", &benchReport{}},
 	{"features", []featureJSON{}},
 }
 

@@ -83,7 +83,7 @@ for leaks; a server that ends with 3 has left a device that waits for another.`,
 	root.SetVersionTemplate("qzbd {{.Version}}\n")
 	root.AddCommand(
 		createCommand(), infoCommand(), checkCommand(), zonesCommand(),
-		attachCommand(), detachCommand(), recoverCommand(), upgradeCommand(), listCommand(), statsCommand(), featuresCommand(), confCheckCommand(), manCommand(), generatorCommand(),
+		attachCommand(), detachCommand(), recoverCommand(), upgradeCommand(), listCommand(), statsCommand(), benchCommand(), featuresCommand(), confCheckCommand(), manCommand(), generatorCommand(),
 	)
 	return root
 }

@@ -31,6 +31,7 @@ func TestEveryMistakeInACommandLineIsOneLineWithAHint(t *testing.T) {
 		{"info", "info needs IMAGE"},
 		{"check a b", "does not take the argument \"b\""},
 		{"zones", "zones needs IMAGE or a device"},
+		{"bench", "bench needs IMAGE: see `qzbd bench --help`"},
 		{"list x", "does not take the argument \"x\""},
 		{"features x", "does not take the argument \"x\""},
 		{"detach", "detach takes one device or image, or --all: see `qzbd detach --help`"},
@@ -77,6 +78,7 @@ func TestCompletionsAreMadeForEveryShell(t *testing.T) {
 		{[]string{"attach", "--block-size", ""}, "512\n4096\n:4"},
 		{[]string{"attach", "--log-level", ""}, "debug\ninfo\nwarn\nerror\n:4"},
 		{[]string{"attach", ""}, ":0"}, // files
+		{[]string{"bench", "-t", ""}, "writeback\nnone\n:4"},
 		{[]string{"attach", "z.qcow2", ""}, ":4"},
 		{[]string{"check", "--repair", ""}, "leaks\nall\n:4"},
 		{[]string{"create", "-o", "zone.size=64M,"}, "\nzone.size=64M,zone.capacity=\n"},
