@@ -588,3 +588,50 @@ func benchmark(b *testing.B, flags uint32, n uint64) {
 		do(flags, n)
 	}
 }
+
+// nothing is a Target with nothing to do: what is left is to decode a request
+// and to answer it.
+type nothing struct{ *toy }
+
+func (nothing) Begin(r *zns.Request) zns.Step { return zns.Answer }
+
+func BenchmarkDecode4k(b *testing.B) {
+	x := newToy(b, 4, 1, mib, mib)
+	q := newBench(b, nothing{x}, x.file, 32, mib)
+	q.commit = func(uint16, int32, uint64) error { return nil }
+	b.ReportAllocs()
+	for b.Loop() {
+		q.give(0, opWrite, 0, 8)
+	}
+}
+
+// still is a zns.Media of empty zones that nothing is done to.
+type still struct{ zns.Media }
+
+func (still) Pointer(zone uint32) uint64 { return uint64(zone) * mib }
+
+// largestReport makes a function that answers for as many zones as there can be.
+func largestReport(t testing.TB) (do func()) {
+	x := newToy(t, 1, 0, mib, mib) // for its file
+	d, err := zns.New(toyGeometry(MaxZones, 1, mib, mib), still{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := newBench(t, d, x.file, 4, DefaultMaxIO)
+	q.commit = func(uint16, int32, uint64) error { return nil }
+	return func() { q.give(0, opReportZones, 0, MaxZones) }
+}
+
+func TestAReportAllocatesNothing(t *testing.T) {
+	if allocs := testing.AllocsPerRun(10, largestReport(t)); allocs != 0 {
+		t.Errorf("%v allocations per report, want 0", allocs)
+	}
+}
+
+func BenchmarkReport16384(b *testing.B) {
+	do := largestReport(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		do()
+	}
+}

@@ -463,3 +463,43 @@ func BenchmarkReadWaitReap(b *testing.B) {
 		r.ForEach(done)
 	}
 }
+
+func TestUnregisteredFilesAreLetGoAtOnce(t *testing.T) {
+	for range 20 {
+		r, f := open(t, 4, SingleIssuer), tempFile(t, make([]byte, 512))
+		lock := unix.Flock_t{Type: unix.F_WRLCK, Len: 1}
+		if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &lock); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.RegisterFiles(int(f.Fd())); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Read(Fixed(0), arena(t, 512), 0, 1); err != nil {
+			t.Fatal(err)
+		}
+		if c := next(t, r); c.Res != 512 {
+			t.Fatalf("%+v", c)
+		}
+		other, err := os.Open(f.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Close()
+		f.Close()
+		for _, step := range []struct {
+			do   func() error
+			want int16
+		}{{func() error { return nil }, unix.F_WRLCK}, {r.UnregisterFiles, unix.F_UNLCK}} {
+			if err := step.do(); err != nil {
+				t.Fatal(err)
+			}
+			lock := unix.Flock_t{Type: unix.F_RDLCK, Len: 1}
+			if err := unix.FcntlFlock(other.Fd(), unix.F_OFD_GETLK, &lock); err != nil {
+				t.Fatal(err)
+			}
+			if lock.Type != step.want {
+				t.Fatalf("the lock is %d, want %d", lock.Type, step.want)
+			}
+		}
+	}
+}
