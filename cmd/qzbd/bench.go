@@ -134,6 +134,9 @@ func (o *benchOptions) run(ctx context.Context, out io.Writer) error {
 		o.announce(out, w)
 	}
 	res, err := o.measure(ctx, b, w)
+	if errors.Is(err, zns.ErrActiveLimit) {
+		err = fmt.Errorf("%w: choose a step that goes on in the same zone, or an image with a larger zone.max_active_zones", err)
+	}
 	if err = errors.Join(err, b.image.Close()); err != nil {
 		return fmt.Errorf("%s: %w", o.image, err)
 	}

@@ -130,6 +130,20 @@ func TestBenchSaysWhatCannotBeMeasured(t *testing.T) {
 	}
 }
 
+func TestBenchSaysWhatHelpsAgainstALimit(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "z.qcow2")
+	if err := qcow2.Create(path, qcow2.CreateOptions{Size: 64 * mib, ZoneSize: 16 * mib, MaxOpen: 1, MaxActive: 1}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := execute("bench", "-w", "-S", "16M", path)
+	if err == nil || !strings.Contains(err.Error(), "write of 4096 bytes at 16777216: too many active zones: choose a step") {
+		t.Errorf("got %v", err)
+	}
+	if rep, err := checkImage(path); err != nil || rep.ExitCode() != 0 {
+		t.Errorf("%+v, %v", rep, err)
+	}
+}
+
 func TestSizesAreShownAsTheyAreWritten(t *testing.T) {
 	for _, s := range []string{"0", "1", "512", "4K", "1536", "1M", "3G", "4096G"} {
 		var f sizeFlag
