@@ -30,14 +30,17 @@ const (
 	mib = 1 << 20
 )
 
+// Large requests go one at a time: qemu-img bench (7.2) moves the data of all
+// requests in flight by one buffer, which then stays in the CPU's cache. We have
+// one for each, as whoever serves requests must.
 var cells = func() (all []cell) {
 	for _, k := range []kind{read, overwrite, allocate} {
 		all = append(all,
 			cell{k, 4 * kib, 1, 100_000, 0, 0},
 			cell{k, 4 * kib, 16, 200_000, 1.0, 0.7},
 			cell{k, 4 * kib, 64, 200_000, 1.0, 0.7},
-			cell{k, 64 * kib, 16, 15_000, 0, 0},
-			cell{k, mib, 16, 900, 0, 0},
+			cell{k, 64 * kib, 1, 15_000, 0, 0},
+			cell{k, mib, 1, 900, 0, 0},
 		)
 	}
 	return all

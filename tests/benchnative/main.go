@@ -38,6 +38,7 @@ func run(ctx context.Context) (err error) {
 	qemu := flag.String("qemu-img", "qemu-img", "the `program` to compare it with")
 	dir := flag.String("dir", "/dev/shm", "`directory` for 3G of images, on a tmpfs")
 	rounds := flag.Int("rounds", 3, "how often each is measured; odd")
+	only := flag.String("only", "", "a `kind` of requests: read, overwrite or allocate; all by default")
 	flag.Parse()
 	if *rounds < 1 || flag.NArg() > 0 {
 		return errors.New("-rounds must be at least 1, and there are no arguments")
@@ -63,6 +64,9 @@ func run(ctx context.Context) (err error) {
 	fmt.Println(header)
 	missed := 0
 	for _, c := range cells {
+		if *only != "" && c.kind != kind(*only) {
+			continue
+		}
 		r, err := c.measure(ctx, ours, theirs, *rounds)
 		if err != nil {
 			return err
