@@ -113,6 +113,9 @@ func (o *benchOptions) run(ctx context.Context, out io.Writer) error {
 	if o.cache != cacheWriteback && o.cache != cacheNone {
 		return fmt.Errorf("-t %s: choose %s or %s", o.cache, cacheWriteback, cacheNone)
 	}
+	if o.depth < 1 || o.depth > 4096 {
+		return fmt.Errorf("-d %d: a device takes 1 to 4096", o.depth)
+	}
 	w := ublk.Workload{
 		Write: o.write, Size: int(o.size), Count: o.count, Offset: uint64(o.offset), Step: uint64(o.step),
 		FlushInterval: o.flushInterval, Pattern: o.pattern,
@@ -120,7 +123,7 @@ func (o *benchOptions) run(ctx context.Context, out io.Writer) error {
 	if w.Step == 0 {
 		w.Step = uint64(w.Size)
 	}
-	b, err := openBench(o.image, o.write, o.cache == cacheNone)
+	b, err := openBench(o)
 	if err != nil {
 		return err
 	}
@@ -157,23 +160,23 @@ type bench struct {
 
 // openBench opens an image as attach does, but for what has to do with a device.
 // A short last zone is left alone.
-func openBench(path string, write, direct bool) (*bench, error) {
-	if err := refuseWaiting(path); err != nil {
+func openBench(o *benchOptions) (*bench, error) {
+	if err := refuseWaiting(o.image); err != nil {
 		return nil, err
 	}
-	file, err := openImage(path, write, qcow2.Lock)
+	file, err := openImage(o.image, o.write, qcow2.Lock)
 	if err != nil {
 		return nil, err
 	}
-	b, err := newBench(qcow2.NewOSFile(file), write, direct)
+	b, err := newBench(qcow2.NewOSFile(file), o)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), file.Close())
+		return nil, errors.Join(fmt.Errorf("%s: %w", o.image, err), file.Close())
 	}
 	return b, nil
 }
 
 // newBench takes over f unless it fails.
-func newBench(f *qcow2.OSFile, write, direct bool) (*bench, error) {
+func newBench(f *qcow2.OSFile, o *benchOptions) (*bench, error) {
 	h, wps, err := qcow2.ReadPointers(f)
 	if err != nil {
 		return nil, err
@@ -182,7 +185,7 @@ func newBench(f *qcow2.OSFile, write, direct bool) (*bench, error) {
 		return nil, err
 	}
 	needs, blockSize := qcow2.Direct{}, 512
-	if direct {
+	if o.cache == cacheNone {
 		if needs, blockSize, err = directBench(f, h.ClusterSize()); err != nil {
 			return nil, err
 		}
@@ -194,19 +197,32 @@ func newBench(f *qcow2.OSFile, write, direct bool) (*bench, error) {
 	if err := ublk.CheckGeometry(g); err != nil {
 		return nil, err
 	}
-	im, err := qcow2.Open(f, qcow2.Options{ReadOnly: !write, SyncInterval: qcow2.DefaultSyncInterval, Warn: printWarning})
+	im, err := qcow2.Open(f, qcow2.Options{ReadOnly: !o.write, SyncInterval: qcow2.DefaultSyncInterval, Warn: printWarning})
 	if err != nil {
 		return nil, err
 	}
-	var options []zns.Option
-	if !write {
-		options = append(options, zns.ReadOnly())
-	}
-	zones, err := zns.New(g, im, options...)
+	zones, err := benchZones(g, im, o)
 	if err != nil {
 		return nil, errors.Join(err, im.Close())
 	}
-	return &bench{im, zones, ublk.Config{DataFD: f.DataFD(), DataAlign: needs.Offset}}, nil
+	return &bench{im, zones, ublk.Config{
+		Depth: o.depth, DataFD: f.DataFD(), DataAlign: needs.Offset,
+		Slot: func(_, tag int, r *zns.Request) { r.Slot = uint32(tag) },
+	}}, nil
+}
+
+// benchZones keeps a journal as a server does, though nobody will need it.
+func benchZones(g zns.Geometry, im *qcow2.Image, o *benchOptions) (*zns.Device, error) {
+	slots := uint32(o.depth)
+	j, err := zns.NewJournal(make([]byte, zns.JournalBytes(g.NrZones, slots)), g.NrZones, slots)
+	if err != nil {
+		return nil, err
+	}
+	options := []zns.Option{zns.WithJournal(j)}
+	if !o.write {
+		options = append(options, zns.ReadOnly())
+	}
+	return zns.New(g, im, options...)
 }
 
 // directBench makes the data of the image go past the page cache, and chooses
@@ -227,7 +243,6 @@ func directBench(f *qcow2.OSFile, clusterSize int64) (needs qcow2.Direct, blockS
 
 // measure carries out w, and makes the profile that was asked for.
 func (o *benchOptions) measure(ctx context.Context, b *bench, w ublk.Workload) (res ublk.BenchResult, err error) {
-	b.config.Depth = o.depth
 	if o.cpuProfile != "" {
 		f, err := os.Create(o.cpuProfile)
 		if err != nil {

@@ -48,7 +48,7 @@ func TestBenchWritesForRealAndLeavesACleanImage(t *testing.T) {
 		if err != nil || in.Dirty || in.Zoned.Partly != 1 || in.Zoned.Empty != 1 {
 			t.Fatalf("%+v, %v", in, err)
 		}
-		b, err := openBench(path, false, false)
+		b, err := openBench(&benchOptions{image: path, depth: 1})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -120,7 +120,7 @@ func TestBenchSaysWhatCannotBeMeasured(t *testing.T) {
 		{"-c 0", "0 requests are nothing to measure"},
 		{"-o 64M", "the offset 67108864 is impossible"},
 		{"--flush-interval 3", "a flush every 3 requests makes sense with writes only"},
-		{"-d 5000", "a queue depth of 5000 is impossible"},
+		{"-d 5000", "-d 5000: a device takes 1 to 4096"},
 		{"--pattern 300", "see `qzbd bench --help`"},
 	} {
 		_, err := execute(append(append([]string{"bench"}, strings.Fields(c.line)...), path)...)
