@@ -147,8 +147,8 @@ func BenchmarkServe4k(b *testing.B) {
 			if w.mapped {
 				e.loop(b, w)
 			}
-			load := ublk.Workload{
-				Write: w.op == zns.OpWrite, Size: 4 * kib, Count: uint64(b.N), Offset: w.zone * zoneSize, Step: 4 * kib,
+			load := ublk.Workload{ // without a step it stays in the zone
+				Write: w.op == zns.OpWrite, Size: 4 * kib, Count: uint64(b.N), Offset: w.zone * zoneSize,
 			}
 			b.ReportAllocs()
 			b.ResetTimer()
