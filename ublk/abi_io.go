@@ -11,6 +11,8 @@ import (
 const (
 	ioFetchReq          = 0xc0107520 // UBLK_U_IO_FETCH_REQ
 	ioCommitAndFetchReq = 0xc0107521 // UBLK_U_IO_COMMIT_AND_FETCH_REQ
+	ioRegisterBuf       = 0xc0107523 // UBLK_U_IO_REGISTER_IO_BUF
+	ioUnregisterBuf     = 0xc0107524 // UBLK_U_IO_UNREGISTER_IO_BUF
 )
 
 // Results of an I/O command.
@@ -19,7 +21,8 @@ const (
 	ioResAbort = -19 // UBLK_IO_RES_ABORT: the tag is finished
 )
 
-// ioCmd is struct ublksrv_io_cmd. Addr is also zone_append_lba.
+// ioCmd is struct ublksrv_io_cmd. Addr is also zone_append_lba, or the index of a
+// registered buffer.
 type ioCmd struct {
 	_      structs.HostLayout
 	QID    uint16

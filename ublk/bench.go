@@ -54,7 +54,7 @@ func Bench(ctx context.Context, cfg Config, target Target, w Workload) (BenchRes
 	b := &benchQueue{queue: newQueue(d, 0), requests: newGenerator(w, target)}
 	b.descs = make([]ioDesc, cfg.Depth)
 	b.commit = b.answered
-	b.copy = func(uintptr, *request, []byte) error { return nil }
+	b.copy = func(uintptr, *request, int, []byte) error { return nil }
 	for tag := range cfg.Depth {
 		b.free = append(b.free, uint16(tag))
 	}

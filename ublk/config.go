@@ -50,6 +50,9 @@ type Config struct {
 	DataAlign int
 	// ReadOnly makes the kernel refuse writes.
 	ReadOnly bool
+	// NoZeroCopy makes a new device whose data is always copied, also by a driver
+	// that could do without.
+	NoZeroCopy bool
 	// Recovery lets the device outlive its server: when the process dies, or
 	// calls Leave, the node stays and requests wait for Recover. Otherwise the
 	// kernel removes the node and fails them.

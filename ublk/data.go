@@ -17,12 +17,13 @@ import (
 const maxRetries = 100
 
 // transfer is the data of a request on its way between the kernel's request
-// and the extents of the data file.
+// and the extents of the data file: by way of a buffer, or straight.
 type transfer struct {
-	buf      []byte
-	slot     int // of buf
-	next     int // first extent not yet started
-	at       int // where in buf it begins
+	straight bool   // see zerocopy.go; there is no buf
+	buf      []byte // as long as the request
+	slot     int    // of buf
+	next     int    // first extent not yet started
+	at       int    // where in the request it begins
 	inflight int
 	err      error // the first error
 	reads    bool  // from the file, else to it
@@ -34,20 +35,31 @@ type transfer struct {
 type piece struct {
 	used    bool
 	retries uint8
-	off     int64
-	mem     []byte
+	off     int64 // in the data file
+	at, len int   // in the request
 }
 
 // startTransfer begins the IO step of a request, or its Compare step. True means
 // that it is over already, with its outcome in data.err.
 func (q *queue) startTransfer(r *request, compare bool) (over bool) {
 	t := &r.data
-	t.next, t.at, t.err = 0, 0, nil
 	t.reads, t.compare = compare || r.Op == zns.OpRead, compare
 	if allHoles(r) && !compare {
-		t.err = q.copyOut(r, q.dev.zeros[:r.Len])
+		t.err = q.copyOut(r, 0, q.dev.zeros[:r.Len])
 		return true
 	}
+	t.next, t.at, t.err = 0, 0, nil
+	if t.straight = q.goesStraight(r); t.straight {
+		q.register(r)
+		return q.continueTransfer(r)
+	}
+	return q.startCopying(r)
+}
+
+// startCopying begins a transfer by way of a buffer.
+func (q *queue) startCopying(r *request) (over bool) {
+	t := &r.data
+	t.next, t.at, t.err = 0, 0, nil
 	t.slot, t.buf = q.bufs.take()
 	t.buf = t.buf[:r.Len]
 	if !t.reads {
@@ -83,31 +95,50 @@ func (q *queue) continueTransfer(r *request) (over bool) {
 	t := &r.data
 	for t.err == nil && t.next < len(r.Extents) && t.inflight < window {
 		e := r.Extents[t.next]
-		mem := t.buf[t.at : t.at+int(e.Len)]
-		t.next, t.at = t.next+1, t.at+int(e.Len)
-		if e.Off == zns.Hole {
-			clear(mem)
-			continue
+		p := piece{used: true, off: e.Off, at: t.at, len: int(e.Len)}
+		t.next, t.at = t.next+1, t.at+p.len
+		switch {
+		case e.Off == zns.Hole:
+			t.err = q.zero(r, p.at, p.len)
+		case q.inMemory && !t.straight:
+			q.moveNow(r, &p)
+		default:
+			slot := 0
+			for t.pieces[slot].used {
+				slot++
+			}
+			t.pieces[slot] = p
+			t.inflight++
+			q.submitPiece(r, slot)
 		}
-		slot := 0
-		for t.pieces[slot].used {
-			slot++
-		}
-		t.pieces[slot] = piece{used: true, off: e.Off, mem: mem}
-		t.inflight++
-		q.submitPiece(r, slot)
-	}
-	if t.inflight > 0 {
-		return false
 	}
 	switch {
+	case t.inflight > 0:
+		return false
+	case t.straight && t.err != nil:
+		// Whatever it is, the copy will say so, or will do what zero copy could not.
+		q.unregister(r)
+		t.straight = false
+		return q.startCopying(r)
+	case t.straight:
+		q.unregister(r)
+		return true
 	case t.err != nil || !t.reads:
 	case t.compare:
 		t.err = q.differs(r, t.buf)
 	default:
-		t.err = q.copyOut(r, t.buf)
+		t.err = q.copyOut(r, 0, t.buf)
 	}
 	return q.endTransfer(r)
+}
+
+// zero makes a part of a read's data zeros.
+func (q *queue) zero(r *request, at, n int) error {
+	if r.data.straight {
+		return q.copyOut(r, at, q.dev.zeros[:n])
+	}
+	clear(r.data.buf[at : at+n])
+	return nil
 }
 
 // differs compares the data of a write with what has been read. It happens only
@@ -130,16 +161,42 @@ func (q *queue) endTransfer(r *request) (over bool) {
 
 // submitPiece queues the I/O of what is left of a piece.
 func (q *queue) submitPiece(r *request, slot int) {
-	p := &r.data.pieces[slot]
+	t := &r.data
+	p := &t.pieces[slot]
 	data := aboutData | uint64(slot)<<slotOff | uint64(r.tag)
+	file := uring.Fixed(fileData)
 	var err error
-	if r.data.reads {
-		err = q.ring.Read(uring.Fixed(fileData), p.mem, p.off, data)
-	} else {
-		err = q.ring.Write(uring.Fixed(fileData), p.mem, p.off, data)
+	switch {
+	case t.straight && t.reads:
+		err = q.ring.ReadFixed(file, r.tag, p.at, p.len, p.off, data)
+	case t.straight:
+		err = q.ring.WriteFixed(file, r.tag, p.at, p.len, p.off, data)
+	case t.reads:
+		err = q.ring.Read(file, t.buf[p.at:p.at+p.len], p.off, data)
+	default:
+		err = q.ring.Write(file, t.buf[p.at:p.at+p.len], p.off, data)
 	}
 	if err != nil {
 		q.broken(err)
+	}
+}
+
+// moveNow moves a piece at once. Only for a file in memory: io_uring cannot read
+// or write such a file without waiting, as it believes, and would give the piece
+// to another thread, which costs many times what the copy does.
+func (q *queue) moveNow(r *request, p *piece) {
+	trap := uintptr(unix.SYS_PWRITE64)
+	if r.data.reads {
+		trap = unix.SYS_PREAD64
+	}
+	for again := true; again; {
+		n, _, errno := syscall.RawSyscall6(trap, uintptr(q.dev.cfg.DataFD),
+			uintptr(unsafe.Pointer(&r.data.buf[p.at])), uintptr(p.len), uintptr(p.off), 0, 0)
+		res := int32(n)
+		if errno != 0 {
+			res = -int32(errno)
+		}
+		again = q.movedPart(r, p, res)
 	}
 }
 
@@ -166,56 +223,52 @@ func (q *queue) moved(r *request, slot int, res int32) {
 // only counted off.
 func (q *queue) movedPart(r *request, p *piece, res int32) (again bool) {
 	t := &r.data
-	errno := syscall.Errno(0)
-	switch {
+	var err error
+	switch n := int(res); {
 	case res == -int32(syscall.EINTR), res == -int32(syscall.EAGAIN):
 		if p.retries++; t.err == nil && p.retries < maxRetries {
 			return true
 		}
-		errno = syscall.EIO
+		err = syscall.EIO
 	case res < 0:
-		errno = syscall.Errno(-res)
-	case int(res) > len(p.mem):
+		err = syscall.Errno(-res)
+	case n > p.len:
 		panic("ublk: an I/O moved more than it was asked to")
-	case res == 0 && t.reads:
-		clear(p.mem) // the image file ends here: the rest reads as zeros
+	case n == p.len:
 		return false
-	case res == 0:
-		errno = syscall.EIO
-	case int(res) < len(p.mem) && int(res)%q.dev.cfg.DataAlign != 0:
-		// The file ends within a block: the rest cannot even be asked for.
-		if t.reads {
-			clear(p.mem[res:])
+	case n > 0 && n%q.dev.cfg.DataAlign == 0:
+		p.off, p.at, p.len, p.retries = p.off+int64(n), p.at+n, p.len-n, 0
+		return t.err == nil
+	case t.reads:
+		// The image file ends here, perhaps within a block: the rest reads as
+		// zeros, and cannot even be asked for.
+		if err = q.zero(r, p.at+n, p.len-n); err == nil {
 			return false
 		}
-		errno = syscall.EIO
-	case int(res) < len(p.mem):
-		p.off, p.mem, p.retries = p.off+int64(res), p.mem[res:], 0
-		return t.err == nil
 	default:
-		return false
+		err = syscall.EIO
 	}
 	if t.err == nil {
-		t.err = fmt.Errorf("%s %d bytes at %d of the image file: %w", r.op.name, len(p.mem), p.off, errno)
+		t.err = fmt.Errorf("%s %d bytes at %d of the image file: %w", r.op.name, p.len, p.off, err)
 	}
 	return false
 }
 
 // copyIn copies the data of a write request into mem.
 func (q *queue) copyIn(r *request, mem []byte) error {
-	return q.copy(unix.SYS_PREAD64, r, mem)
+	return q.copy(unix.SYS_PREAD64, r, 0, mem)
 }
 
-// copyOut copies mem into a read request (or a report).
-func (q *queue) copyOut(r *request, mem []byte) error {
-	return q.copy(unix.SYS_PWRITE64, r, mem)
+// copyOut copies mem into a read request (or a report), from its byte at on.
+func (q *queue) copyOut(r *request, at int, mem []byte) error {
+	return q.copy(unix.SYS_PWRITE64, r, at, mem)
 }
 
 // copyAll is user copy: the char device moves the bytes of a request, at the
 // position that names its tag. It copies memory and never waits, so it is
 // called without telling the Go scheduler.
-func (q *queue) copyAll(trap uintptr, r *request, mem []byte) error {
-	pos := copyPos(q.id, r.tag)
+func (q *queue) copyAll(trap uintptr, r *request, at int, mem []byte) error {
+	pos := copyPos(q.id, r.tag) + int64(at)
 	for len(mem) > 0 {
 		n, _, errno := syscall.RawSyscall6(trap, uintptr(q.charFD), uintptr(unsafe.Pointer(&mem[0])), uintptr(len(mem)), uintptr(pos), 0, 0)
 		switch {

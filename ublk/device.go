@@ -103,7 +103,7 @@ func (d *Device) start(ctx context.Context, p *params) (err error) {
 			return err
 		}
 	}
-	if err := d.add(ctx); err != nil {
+	if err := d.add(ctx, features); err != nil {
 		return err
 	}
 	defer func() {
@@ -133,8 +133,8 @@ func (d *Device) start(ctx context.Context, p *params) (err error) {
 	return nil
 }
 
-// add asks the kernel for a device and takes over what it decided.
-func (d *Device) add(ctx context.Context) error {
+// add asks a driver with these features for a device and takes over what it decided.
+func (d *Device) add(ctx context.Context, features Features) error {
 	info := devInfo{
 		NrHWQueues: uint16(d.cfg.Queues), QueueDepth: uint16(d.cfg.Depth),
 		MaxIOBufBytes: uint32(d.cfg.MaxIO), DevID: uint32(d.cfg.ID),
@@ -143,6 +143,9 @@ func (d *Device) add(ctx context.Context) error {
 	}
 	if d.cfg.Recovery {
 		info.Flags |= uint64(recovery)
+	}
+	if d.cfg.zeroCopy(features) {
+		info.Flags |= uint64(fSupportZeroCopy)
 	}
 	if err := d.ctl.add(ctx, &info); err != nil {
 		return explainAdd(d.cfg, err)

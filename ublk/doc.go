@@ -9,6 +9,7 @@
 //	ops.go      the descriptor becomes a zns.Request, by one table
 //	step.go     Begin, I/O, Work, Wait, End; the answer, COMMIT_AND_FETCH
 //	data.go     the data moves: user copy on one side, the ring on the other
+//	zerocopy.go or straight from one to the other, if there is much of it
 //	buffer.go   memory for it, outside the Go heap
 //	worker.go   what may block, does so on goroutines of its own
 //	report.go   zone reports are answered here, from Target.Zone
@@ -30,9 +31,6 @@
 //	limit.go    how often a refused request is logged
 //	blkreport.go  the user's side: the zones of any zoned block device
 //	abi*.go     the kernel's constants and structures
-//
-// Only user copy is used. Zero copy and more than one data file have a place
-// each (the data step, the registered files) and are not built.
 //
 // # Recovery: what is issued again
 //

@@ -24,12 +24,13 @@ type Feature struct {
 const (
 	noDevice   = "there is no zoned device at all"
 	noRecovery = "no device outlives its server: attach takes --no-recovery only"
+	noZeroCopy = "the data of large requests is copied once more, as with attach --no-zero-copy"
 	noHandover = "no living process can hand a device to another one: qzbd upgrade works, because the process stays the same"
 )
 
 // FeatureTable lists the features there are, by bit.
 var FeatureTable = []Feature{
-	{fSupportZeroCopy, "SUPPORT_ZERO_COPY", "6.15", false, ""},
+	{fSupportZeroCopy, "SUPPORT_ZERO_COPY", "6.15", false, noZeroCopy},
 	{fURingCmdCompInTask, "URING_CMD_COMP_IN_TASK", "6.0", false, ""},
 	{fNeedGetData, "NEED_GET_DATA", "6.0", false, ""},
 	{fUserRecovery, "USER_RECOVERY", "6.1", false, noRecovery},

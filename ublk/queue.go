@@ -38,12 +38,16 @@ type queue struct {
 	debug  bool // checked once: a request must not pay for a log that is off
 
 	charFD int
-	mapped []byte   // of charFD
-	descs  []ioDesc // in mapped, written by the kernel
-	tags   []request
-	live   int        // tags that the kernel may still use
-	busy   int        // tags whose requests are being served
-	early  []*request // requests that came before the queue could serve them
+	// inMemory says that the data file is in a file system in memory: a read or
+	// write is a copy, and waits at most for memory.
+	inMemory bool
+	zeroCopy bool     // the device has it
+	mapped   []byte   // of charFD
+	descs    []ioDesc // in mapped, written by the kernel
+	tags     []request
+	live     int        // tags that the kernel may still use
+	busy     int        // tags whose requests are being served
+	early    []*request // requests that came before the queue could serve them
 	// answered are the appends that this turn hands over, for Config.Answered.
 	answered []*request
 	now      time.Duration // of this turn
@@ -53,7 +57,7 @@ type queue struct {
 	// next request.
 	commit func(tag uint16, result int32, addr uint64) error
 	// copy moves data between a request of the kernel's and mem: copyAll.
-	copy func(trap uintptr, r *request, mem []byte) error
+	copy func(trap uintptr, r *request, at int, mem []byte) error
 
 	bufs  buffers
 	visit func(uring.CQE) // q.completed, bound once
@@ -126,6 +130,14 @@ func (q *queue) open() error {
 	if err := ring.RegisterFiles(q.charFD, q.dev.cfg.DataFD); err != nil {
 		return fmt.Errorf("ublk: register %s and the data file with descriptor %d: %w", CharPath(q.dev.id), q.dev.cfg.DataFD, err)
 	}
+	if q.zeroCopy = q.dev.features.Has(fSupportZeroCopy); q.zeroCopy {
+		if err := ring.RegisterBuffers(depth); err != nil {
+			return err
+		}
+	}
+	if q.inMemory, err = isInMemory(q.dev.cfg.DataFD); err != nil {
+		return err
+	}
 	if err := q.bufs.open(depth, q.dev.cfg.MaxIO); err != nil {
 		return err
 	}
@@ -133,6 +145,14 @@ func (q *queue) open() error {
 		q.dev.log.Warn("buffers can be swapped out", zap.Int("device", q.dev.id), zap.Error(err))
 	}
 	return nil
+}
+
+func isInMemory(fd int) (bool, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd, &st); err != nil {
+		return false, fmt.Errorf("ublk: ask for the file system of the data file with descriptor %d: %w", fd, err)
+	}
+	return st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC, nil
 }
 
 // openDescs maps the descriptors that the kernel writes for this queue.
@@ -317,6 +337,12 @@ func (q *queue) broken(err error) {
 // command queues an I/O command.
 func (q *queue) command(op uint32, cmd ioCmd) error {
 	return q.ring.Cmd(uring.Fixed(fileChar), op, (*[16]byte)(unsafe.Pointer(&cmd)), aboutTag|uint64(cmd.Tag))
+}
+
+// quietCommand queues an I/O command of which only a failure is heard, and needs not
+// be: what was to build on it fails, too.
+func (q *queue) quietCommand(op uint32, cmd ioCmd) error {
+	return q.ring.QuietCmd(uring.Fixed(fileChar), op, (*[16]byte)(unsafe.Pointer(&cmd)))
 }
 
 func (q *queue) submitCommit(tag uint16, result int32, addr uint64) error {

@@ -27,7 +27,7 @@ func (q *queue) report(r *request, d ioDesc) {
 			entries[i] = blkZone{}
 		}
 	}
-	if err := q.copyOut(r, buf[:r.Len]); err != nil {
+	if err := q.copyOut(r, 0, buf[:r.Len]); err != nil {
 		r.Err = fmt.Errorf("report %d zones: %w", d.NrSectors, err)
 	}
 	q.bufs.give(slot)

@@ -31,6 +31,8 @@ var _ = [1]int{}[unsafe.Offsetof(sqe{}.cmd)-48]
 // enum io_uring_op, as far as used.
 const (
 	opFsync       = 3
+	opReadFixed   = 4
+	opWriteFixed  = 5
 	opPollAdd     = 6
 	opAsyncCancel = 14
 	opRead        = 22
@@ -40,6 +42,7 @@ const (
 
 const (
 	sqeFixedFile  = 1 << 0 // IOSQE_FIXED_FILE
+	sqeQuiet      = 1 << 6 // IOSQE_CQE_SKIP_SUCCESS (Linux 5.17)
 	fsyncDatasync = 1 << 0 // IORING_FSYNC_DATASYNC
 )
 
@@ -104,6 +107,27 @@ func (r *Ring) transfer(opcode uint8, f File, p []byte, off int64, data uint64) 
 	return nil
 }
 
+// ReadFixed queues a read of n bytes at offset off into the registered buffer
+// (RegisterBuffers), from its byte at on.
+func (r *Ring) ReadFixed(f File, buffer uint16, at, n int, off int64, data uint64) error {
+	return r.transferFixed(opReadFixed, f, buffer, at, n, off, data)
+}
+
+// WriteFixed queues a write of n bytes of the registered buffer, from its byte at
+// on, at offset off.
+func (r *Ring) WriteFixed(f File, buffer uint16, at, n int, off int64, data uint64) error {
+	return r.transferFixed(opWriteFixed, f, buffer, at, n, off, data)
+}
+
+func (r *Ring) transferFixed(opcode uint8, f File, buffer uint16, at, n int, off int64, data uint64) error {
+	s, err := r.queue(opcode, f, data)
+	if err != nil {
+		return err
+	}
+	s.bufIndex, s.addr, s.len, s.off = buffer, uint64(at), uint32(n), uint64(off)
+	return nil
+}
+
 // Fsync queues an fdatasync, or an fsync when metadata is to be synced too. It
 // is not ordered with anything queued before it.
 func (r *Ring) Fsync(f File, metadata bool, data uint64) error {
@@ -123,6 +147,17 @@ func (r *Ring) Cmd(f File, op uint32, cmd *[16]byte, data uint64) error {
 	if err != nil {
 		return err
 	}
+	s.off, s.cmd = uint64(op), *cmd
+	return nil
+}
+
+// QuietCmd queues a driver command as Cmd does. Nobody sees its CQE.
+func (r *Ring) QuietCmd(f File, op uint32, cmd *[16]byte) error {
+	s, err := r.queue(opURingCmd, f, quietData)
+	if err != nil {
+		return err
+	}
+	s.flags |= sqeQuiet
 	s.off, s.cmd = uint64(op), *cmd
 	return nil
 }

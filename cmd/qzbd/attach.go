@@ -50,6 +50,7 @@ type attachOptions struct {
 	verbose    bool
 	trace      []string
 	noRecovery bool
+	noZeroCopy bool
 	resume     bool                    // take over device id, which has no server
 	failed     bool                    // its image has: it is only read
 	handover   *handover               // of the program that this process was before; nil: none
@@ -208,6 +209,7 @@ func (o *attachOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error; debug logs every request")
 	f.StringSliceVar(&o.trace, "trace", nil, "log what happens in detail: "+strings.Join(traceNames, ", "))
 	f.StringVar(&o.metrics, "metrics", "", "let Prometheus read metrics at an address: PORT of this machine alone, HOST:PORT, or unix:/PATH")
+	f.BoolVar(&o.noZeroCopy, "no-zero-copy", false, "copy the data of every request, also where the kernel could do without (Linux 6.15)")
 	f.BoolVar(&o.noRecovery, "no-recovery", false, "let the device go, with errors for its users, when its server dies")
 }
 
@@ -229,7 +231,8 @@ func (o *attachOptions) args(path string) []string {
 		fmt.Sprintf("--direct=%v", o.direct), fmt.Sprintf("--read-only=%v", o.readOnly),
 		fmt.Sprintf("--no-lock=%v", o.noLock), fmt.Sprintf("--drop-short-zone=%v", o.dropShortZone),
 		"--log-level=" + o.logLevel, "--metrics=" + o.metrics,
-		"--trace=" + strings.Join(o.trace, ","), fmt.Sprintf("--no-recovery=%v", o.noRecovery), "--", path}
+		"--trace=" + strings.Join(o.trace, ","), fmt.Sprintf("--no-recovery=%v", o.noRecovery),
+		fmt.Sprintf("--no-zero-copy=%v", o.noZeroCopy), "--", path}
 }
 
 // badFlag is a value that attach cannot go by.

@@ -348,7 +348,7 @@ func (srv *server) options(o *attachOptions, zoneSize uint64) (options []zns.Opt
 func (srv *server) config(o *attachOptions, fd, align int) ublk.Config {
 	c := ublk.Config{
 		ID: o.id, Queues: o.queues, Depth: o.depth, DataFD: fd, DataAlign: align,
-		ReadOnly: o.readOnly, Recovery: !o.noRecovery, Logger: srv.log, Ended: srv.forget,
+		ReadOnly: o.readOnly, NoZeroCopy: o.noZeroCopy, Recovery: !o.noRecovery, Logger: srv.log, Ended: srv.forget,
 		// The failure itself is logged, once.
 		Known: func(err error) bool { return errors.Is(err, qcow2.ErrFailed) },
 	}
