@@ -122,7 +122,7 @@ func (d *Device) start(ctx context.Context, p *params) (err error) {
 	if d.charFD, err = openChar(ctx, d.id); err != nil {
 		return err
 	}
-	if err := d.startQueues(); err != nil {
+	if err := d.startQueues(ctx); err != nil {
 		return err
 	}
 	if err := d.ctl.start(ctx, d.id, os.Getpid()); err != nil {
@@ -201,13 +201,19 @@ func (d *Device) prepare() (err error) {
 
 // startQueues starts a goroutine per queue and waits until all of them serve:
 // START_DEV would wait for a missing one for ever.
-func (d *Device) startQueues() (err error) {
+func (d *Device) startQueues(ctx context.Context) (err error) {
 	if err := d.prepare(); err != nil {
 		return err
 	}
 	ready := make(chan error, d.cfg.Queues)
 	for i := range d.cfg.Queues {
-		d.queues = append(d.queues, newQueue(d, uint16(i)))
+		q := newQueue(d, uint16(i))
+		if d.cfg.Queues > 1 {
+			if q.cpus, err = d.ctl.QueueAffinity(ctx, d.id, i); err != nil {
+				return err
+			}
+		}
+		d.queues = append(d.queues, q)
 	}
 	for _, q := range d.queues {
 		d.serving.Add(1)

@@ -314,7 +314,7 @@ func (o heirOrder) die(ctx context.Context, cfg Config, h *heir) error {
 			q := newQueue(d, 0)
 			return errors.Join(q.open(), q.fetch())
 		}},
-		{"fetch", func() error { return d.startQueues() }},
+		{"fetch", func() error { return d.startQueues(ctx) }},
 		{"end", func() error { return ctl.endRecovery(ctx, o.ID, os.Getpid()) }},
 	} {
 		if err := step.do(); err != nil {

@@ -431,7 +431,7 @@ func TestAStartCutShortBeforeTheNode(t *testing.T) {
 	}
 	defer ctl.Close()
 	d := &Device{cfg: cfg, geometry: x.geometry, target: x, log: cfg.Logger, ctl: ctl, charFD: -1}
-	if err := d.add(t.Context()); err != nil {
+	if err := d.add(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := ctl.setParams(t.Context(), d.id, &p); err != nil {
@@ -440,7 +440,7 @@ func TestAStartCutShortBeforeTheNode(t *testing.T) {
 	if d.charFD, err = openChar(t.Context(), d.id); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.startQueues(); err != nil {
+	if err := d.startQueues(t.Context()); err != nil {
 		t.Error(err)
 	}
 	d.discard()

@@ -41,13 +41,16 @@ type queue struct {
 	// inMemory says that the data file is in a file system in memory: a read or
 	// write is a copy, and waits at most for memory.
 	inMemory bool
-	zeroCopy bool     // the device has it
-	mapped   []byte   // of charFD
-	descs    []ioDesc // in mapped, written by the kernel
-	tags     []request
-	live     int        // tags that the kernel may still use
-	busy     int        // tags whose requests are being served
-	early    []*request // requests that came before the queue could serve them
+	zeroCopy bool // the device has it
+	// cpus are those whose requests come to this queue; none: any. The thread
+	// keeps to them, so that a request is served where its data is in the cache.
+	cpus   unix.CPUSet
+	mapped []byte   // of charFD
+	descs  []ioDesc // in mapped, written by the kernel
+	tags   []request
+	live   int        // tags that the kernel may still use
+	busy   int        // tags whose requests are being served
+	early  []*request // requests that came before the queue could serve them
 	// answered are the appends that this turn hands over, for Config.Answered.
 	answered []*request
 	now      time.Duration // of this turn
@@ -203,6 +206,11 @@ var beginQueue = []func(*queue) error{(*queue).open, (*queue).fetch, (*queue).op
 // and lives as long as there are tags.
 func (q *queue) run(ready chan<- error) error {
 	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+	if q.cpus.Count() > 0 {
+		if err := unix.SchedSetaffinity(0, &q.cpus); err != nil { // not ours to use: any other will do
+			q.dev.log.Debug("keep a queue to its CPUs", zap.Uint16("queue", q.id), zap.Error(err))
+		}
+	}
 	for _, step := range beginQueue {
 		err := step(q)
 		ready <- err

@@ -538,8 +538,9 @@ func hot(t testing.TB) (b *bench, do func(flags uint32, n uint64)) {
 	answered := false
 	b.commit = func(uint16, int32, uint64) error { answered = true; return nil }
 	return b, func(flags uint32, n uint64) {
+		answered = false
 		b.give(0, flags, 0, n)
-		for answered = false; !answered; {
+		for !answered {
 			if err := b.turn(); err != nil {
 				t.Fatal(err)
 			}
@@ -565,8 +566,9 @@ func TestTheWayThroughAWorkerAllocatesNothing(t *testing.T) {
 	answered := false
 	b.commit = func(uint16, int32, uint64) error { answered = true; return nil }
 	if allocs := testing.AllocsPerRun(200, func() {
+		answered = false
 		b.give(0, opFlush, 0, 0)
-		for answered = false; !answered; {
+		for !answered {
 			if err := b.turn(); err != nil {
 				t.Fatal(err)
 			}

@@ -64,7 +64,7 @@ func (d *Device) recover(ctx context.Context, cfg Config) (err error) {
 			d.letGo()
 		}
 	}()
-	if err := d.startQueues(); err != nil {
+	if err := d.startQueues(ctx); err != nil {
 		return err
 	}
 	if err := d.ctl.endRecovery(ctx, d.id, os.Getpid()); err != nil {
