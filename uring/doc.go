@@ -1,11 +1,11 @@
 // Package uring drives one io_uring from one goroutine. It is the only place
 // that knows giouring and keeps its traps from everybody else.
 //
-//	New        a ring: its queues, its wake-up, its registered files
+//	New        a ring: its queues, its wake-up
 //	sqe.go     what can be queued: commands, reads, writes, syncs, cancels
 //	ring.go    submit, wait and reap
 //	wake.go    how other goroutines interrupt a wait
-//	files.go   registered files
+//	files.go   registered files and buffers
 //	probe.go   why this machine has no io_uring, in one sentence
 //
 // A Ring belongs to one goroutine. Only Wake may be called by others.
