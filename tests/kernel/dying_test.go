@@ -31,7 +31,7 @@ func (im *image) serves(flags ...string) *program {
 	h := im.h
 	h.t.Helper()
 	p := &program{h: h, node: make(chan string, 1), ended: make(chan error, 1)}
-	p.cmd = exec.Command(qzbd, append([]string{"attach", "--foreground", im.path}, flags...)...)
+	p.cmd = exec.Command(qzbd, append(attachArgs(im, flags), "--foreground")...)
 	p.cmd.Stderr = &p.stderr
 	out, err := p.cmd.StdoutPipe()
 	if err != nil {

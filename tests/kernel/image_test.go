@@ -5,6 +5,7 @@ package kernel
 import (
 	"encoding/json"
 	"errors"
+	"flag"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -55,11 +56,22 @@ type device struct {
 	gone bool
 }
 
+var noZeroCopyFlag = flag.Bool("no-zero-copy", false, "attach every image with --no-zero-copy")
+
+// attachArgs are those of qzbd that attach the image.
+func attachArgs(im *image, flags []string) []string {
+	args := []string{"attach", im.path}
+	if *noZeroCopyFlag {
+		args = append(args, "--no-zero-copy")
+	}
+	return append(args, flags...)
+}
+
 // attach serves the image, until the end of the test at the latest.
 func (im *image) attach(flags ...string) *device {
 	h := im.h
 	h.t.Helper()
-	out := h.run(qzbd, append([]string{"attach", im.path}, flags...)...)
+	out := h.run(qzbd, attachArgs(im, flags)...)
 	node := strings.TrimSuffix(out, "\n")
 	if st, err := os.Stat(node); err != nil || st.Mode().Type() != os.ModeDevice {
 		h.t.Fatalf("qzbd attach printed %q, which is no block device: %v", out, err)

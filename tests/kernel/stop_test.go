@@ -27,7 +27,7 @@ type foreground struct {
 func (im *image) serve(flags ...string) *foreground {
 	h := im.h
 	h.t.Helper()
-	s := &foreground{cmd: exec.Command(qzbd, append([]string{"attach", "--foreground", im.path}, flags...)...)}
+	s := &foreground{cmd: exec.Command(qzbd, append(attachArgs(im, flags), "--foreground")...)}
 	s.cmd.Stderr = &s.stderr
 	out, err := s.cmd.StdoutPipe()
 	if err != nil {
