@@ -14,8 +14,12 @@ import (
 // requests go straight. Everything else is copied, as all is where the driver
 // lacks SUPPORT_ZERO_COPY.
 
-// straightMin is the smallest request, in bytes, that is worth it.
-const straightMin = 64 << 10
+// The smallest requests, in bytes, that are worth it. In memory the way through
+// the ring has to be worth it, too.
+const (
+	straightMin         = 64 << 10
+	straightMinInMemory = 512 << 10
+)
 
 // panicOnWarn is 1 on a machine that would rather stop than go on after a warning
 // of its kernel (Documentation/admin-guide/sysctl/kernel.rst).
@@ -35,7 +39,13 @@ func (c Config) zeroCopy(f Features) bool {
 // goesStraight says that a request is worth registering. Of one that is compared
 // the data is needed here.
 func (q *queue) goesStraight(r *request) bool {
-	return q.zeroCopy && r.Len >= straightMin && !r.data.compare
+	if !q.zeroCopy || r.data.compare {
+		return false
+	}
+	if q.inMemory {
+		return r.Len >= straightMinInMemory
+	}
+	return r.Len >= straightMin
 }
 
 // register queues that the memory of r becomes the buffer of its tag. What is

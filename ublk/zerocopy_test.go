@@ -49,13 +49,17 @@ func TestWhoGetsZeroCopy(t *testing.T) {
 	b.zeroCopy = true
 	r := &request{}
 	for _, c := range []struct {
-		n       uint64
-		compare bool
-		want    bool
-	}{{straightMin, false, true}, {straightMin - 512, false, false}, {mib, true, false}} {
-		r.Len, r.data.compare = c.n, c.compare
+		n        uint64
+		compare  bool
+		inMemory bool
+		want     bool
+	}{
+		{straightMin, false, false, true}, {straightMin - 512, false, false, false}, {mib, true, false, false},
+		{straightMinInMemory, false, true, true}, {straightMinInMemory - 512, false, true, false},
+	} {
+		r.Len, r.data.compare, b.inMemory = c.n, c.compare, c.inMemory
 		if got := b.goesStraight(r); got != c.want {
-			t.Errorf("%d bytes, compare %v: %v", c.n, c.compare, got)
+			t.Errorf("%+v: %v", c, got)
 		}
 	}
 }
