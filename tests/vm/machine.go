@@ -182,18 +182,23 @@ func (m *machine) qemuArgs() []string {
 	return args
 }
 
-// cpuArgs say how the guest's instructions are executed.
+// byEights is a CPU without erms and fsrm, on which kernel and programs copy and
+// clear memory eight bytes or more at a time: emulated, a string instruction does
+// a single byte at a time, and that takes eight times as long.
+const byEights = "max,-erms,-fsrm"
+
+// cpuArgs say how the guest's instructions are executed. An emulated
+// machine does without la57, a fifth level of page tables, which every miss of the
+// emulator's own table of pages has to walk, and without smap, for which it keeps
+// two such tables for the kernel and leaves its code at each access to user memory.
 func (m *machine) cpuArgs() []string {
 	if m.o.VirtualClock {
-		// Without erms and fsrm the kernel copies memory eight bytes at a time:
-		// by single bytes a copy would count eight times as much.
-		return []string{"-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-cpu", "max,-erms,-fsrm"}
+		return []string{"-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-cpu", byEights}
 	}
-	accel := "tcg,thread=multi"
 	if a := os.Getenv("QZBD_VM_ACCEL"); a != "" {
-		accel = a
+		return []string{"-accel", a, "-cpu", "max"}
 	}
-	return []string{"-accel", accel, "-cpu", "max"}
+	return []string{"-accel", "tcg,thread=multi", "-cpu", byEights + ",-la57,-smap"}
 }
 
 // kernelArgs is the kernel's command line.
@@ -206,8 +211,9 @@ func (m *machine) kernelArgs() string {
 		// while the guest is idle for one that is wrong, or for a task that hangs.
 		return args + " nokaslr norandmaps nowatchdog no_timer_check sysctl.kernel.hung_task_timeout_secs=0"
 	}
-	// A host that is too busy to run the guest for a while is no soft lockup.
-	args += " watchdog_thresh=60"
+	// A host that is too busy to run the guest for a while is no soft lockup. To
+	// clear each page and object that the kernel takes is a lot of work.
+	args += " watchdog_thresh=60 init_on_alloc=0"
 	if khz := tscKHz(); khz > 0 {
 		args += fmt.Sprintf(" tsc_early_khz=%d", khz)
 	}
