@@ -36,14 +36,16 @@ type outcome struct {
 	*report
 }
 
-// lanes is the plan: first what everything needs, then two lanes that meet at
-// the end. Kernels are fetched by whoever needs them first.
+// The plan: first what everything needs, then two lanes, and of the rest, the
+// longest first, whichever lane is free takes the next, so that both end at about
+// the same time. Kernels are fetched by whoever needs them first.
 var (
 	first = []string{"deps", "build"}
 	lanes = [][]string{
-		{"kernels", "kernel-7", "systemd-7", "machine", "powercut"},
-		{"lint", "unit", "sim", "mutants", "race", "kernel-6.12", "systemd-6.12"},
+		{"kernels", "kernel-7"},
+		{"lint", "unit", "sim", "mutants", "race", "kernel-6.12"},
 	}
+	rest = []string{"powercut", "systemd-7", "systemd-6.12", "machine"}
 )
 
 func main() {
@@ -101,6 +103,7 @@ type driver struct {
 	stages   []stage
 	first    []*outcome
 	lanes    [][]*outcome
+	rest     []*outcome
 	outcomes []*outcome // in the order of the table
 
 	mu  sync.Mutex // keeps the lanes' lines apart
@@ -122,25 +125,26 @@ func (d *driver) plan(only string, serial bool) error {
 		}
 		return list, nil
 	}
-	head, tail := first, lanes
+	head, side, tail := first, lanes, rest
 	switch {
 	case only != "":
-		head, tail = strings.Split(only, ","), nil
+		head, side, tail = strings.Split(only, ","), nil, nil
 	case serial:
-		head, tail = slices.Concat(first, slices.Concat(lanes...)), nil
+		head, side, tail = slices.Concat(first, slices.Concat(lanes...), rest), nil, nil
 	}
 	var err error
 	if d.first, err = pick(head); err != nil {
 		return err
 	}
-	for _, names := range tail {
+	for _, names := range side {
 		lane, err := pick(names)
 		if err != nil {
 			return err
 		}
 		d.lanes = append(d.lanes, lane)
 	}
-	return nil
+	d.rest, err = pick(tail)
+	return err
 }
 
 func (d *driver) runAll(ctx context.Context) {
@@ -151,10 +155,18 @@ func (d *driver) runAll(ctx context.Context) {
 			return
 		}
 	}
+	rest := make(chan *outcome, len(d.rest))
+	for _, o := range d.rest {
+		rest <- o
+	}
+	close(rest)
 	var wg sync.WaitGroup
 	for _, lane := range d.lanes {
 		wg.Go(func() {
 			for _, o := range lane {
+				d.runStage(ctx, o)
+			}
+			for o := range rest {
 				d.runStage(ctx, o)
 			}
 		})
