@@ -306,7 +306,13 @@ func moduleRoot(dir string) string {
 // with and nothing that depends on who started us.
 func environment(host []string, o Options) []string {
 	const systemPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-	env := []string{"LANG=C.UTF-8", "TERM=dumb", "USER=root"}
+	// Whatever looks for its language opens thirty files for it, each of which is
+	// a question to the host: in C there are none.
+	lang := "C"
+	if o.System != "" {
+		lang = "C.UTF-8"
+	}
+	env := []string{"LANG=" + lang, "TERM=dumb", "USER=root"}
 	path := systemPath
 	for _, e := range host {
 		k, v, _ := strings.Cut(e, "=")
