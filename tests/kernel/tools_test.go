@@ -6,21 +6,54 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 )
 
-// inTools runs a program in the root directory of newer tools, with the
-// machine's devices and files for temporary use. The mounts are in a
-// namespace that ends with the program.
-const inTools = `root=$1; shift
-for d in /dev /proc /sys /run /tmp /mnt /var/tmp "${TMPDIR:-/tmp}"; do
-	test -d "$root$d" || mkdir -p "$root$d"
-	mount --rbind "$d" "$root$d"
-done
-exec chroot "$root" "$@"`
+// The main thread, which no goroutine can end, is nobody else's: see startIn.
+func init() { runtime.LockOSThread() }
+
+// startIn starts a program in the root directory of newer tools, with the
+// machine's devices and files for temporary use. The mounts are in a namespace
+// that ends with the program.
+func startIn(root string, cmd *exec.Cmd) error {
+	cmd.SysProcAttr, cmd.Dir = &syscall.SysProcAttr{Chroot: root}, "/"
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread's namespace ends with it
+		err := mountTools(root)
+		if err == nil {
+			err = cmd.Start()
+		}
+		started <- err
+	}()
+	return <-started
+}
+
+// mountTools gives the calling thread a namespace of its own, in which the
+// machine's devices and files are below root, too.
+func mountTools(root string) error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("unshare: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	for _, dir := range []string{"/dev", "/proc", "/sys", "/run", "/tmp", "/mnt", "/var/tmp", os.TempDir()} {
+		if err := os.MkdirAll(root+dir, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(dir, root+dir, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("mount %s on %s: %w", dir, root+dir, err)
+		}
+	}
+	return nil
+}
 
 // tools is the root directory of newer tools.
 func (h *host) tools() string {
@@ -35,11 +68,9 @@ func (h *host) tools() string {
 // tryTool is try for one of the newer tools.
 func (h *host) tryTool(name string, args ...string) result {
 	h.t.Helper()
-	r := h.try("unshare", append([]string{
-		"--mount", "--propagation", "private", "sh", "-ec", inTools, "sh", h.tools(), name,
-	}, args...)...)
-	r.line = strings.Join(append([]string{name}, args...), " ")
-	return r
+	root := h.tools()
+	start := func(cmd *exec.Cmd) error { return startIn(root, cmd) }
+	return h.execute(start, "/usr/bin/env", append([]string{name}, args...)...) // env looks for it there
 }
 
 // tool is run for one of the newer tools.
@@ -69,6 +100,15 @@ func kernelHas(t *testing.T, major, minor int) bool {
 }
 
 var thoroughFlag = flag.Bool("thorough", false, "do everything in every way on this kernel, which takes a while")
+
+// thoroughly is how much or how often to do something that costs a while: all when
+// the test is to be thorough, otherwise few.
+func thoroughly[T any](all, few T) T {
+	if *thoroughFlag {
+		return all
+	}
+	return few
+}
 
 // ways are those in which this kernel does something that costs a while: all when
 // the test is to be thorough, otherwise one, and the next one on the other kernel
