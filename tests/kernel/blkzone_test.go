@@ -104,7 +104,7 @@ func TestBlkzoneMovesAZoneThroughItsConditions(t *testing.T) {
 	d := h.create("a.qcow2", founding).attach()
 	k := d.open()
 
-	for _, n := range []int{0, 11} {
+	for _, n := range ways(t, 0, []int{0, 11}) {
 		in := func(c cond, written int64) {
 			t.Helper()
 			z := parseZones(t, d.blkzone("report", n, 1))[0]

@@ -166,7 +166,7 @@ func TestDmCrypt(t *testing.T) {
 	h.tool("mkfs.btrfs", "-q", "-f", "-O", "zoned", "-m", "single", "-d", "single", m.node)
 	tr := newTree(t)
 	dir, unmount := h.mount("btrfs", m.node)
-	tr.add(dir, "a", 24<<20)
+	tr.add(dir, "a", thoroughly(24<<20, 12<<20))
 	unmount()
 	h.tool("btrfs", "check", m.node)
 	m.remove()

@@ -136,7 +136,7 @@ func TestKilledWhileAttaching(t *testing.T) {
 			t.Errorf("%v\n%s", err, p.stderr.String())
 		}
 	}
-	n, written := kills(6), int64(0)
+	n, written := kills(thoroughly(6, 4)), int64(0)
 	for range n {
 		im.serves(flags...).dies(within(rng, usual))
 		d := im.attach(flags...)
@@ -167,7 +167,7 @@ func TestKilledWhileDetaching(t *testing.T) {
 	_, rng := seeded(t)
 	im := h.create("a.qcow2", small)
 	var usual time.Duration
-	n, written, again := kills(6), int64(0), 0
+	n, written, again := kills(thoroughly(6, 4)), int64(0), 0
 	for i := range 1 + n {
 		d := im.attach("--queues", queues(), "--sync-interval", "0")
 		k := d.open()
@@ -214,7 +214,7 @@ func TestKilledWhileRecovering(t *testing.T) {
 	im.serves().usable()
 	usual := time.Since(began)
 	died := 0
-	h.survives(d, rng, kills(4), 100, func() {
+	h.survives(d, rng, kills(thoroughly(4, 3)), 100, func() {
 		d.killed()
 		for range 1 + rng.IntN(3) {
 			im.serves().dies(within(rng, usual))

@@ -80,10 +80,10 @@ func TestFioFillsZonesInSequence(t *testing.T) {
 	for _, engine := range ways(t, 0, engines) {
 		t.Run(engine, func(t *testing.T) {
 			h := begin(t)
-			d := h.create("a.qcow2", "size=768M,zone.size=64M,zone.capacity=48M,zone.max_open_zones=6,zone.max_active_zones=8").attach()
-			jobs := d.fio("--name=seq", "--zonemode=zbd", "--ioengine="+engine, "--iodepth=8", "--rw=write", "--bs=64k", "--size=128M")
-			if n := jobs[0].Write.Bytes; n != 96<<20 {
-				t.Errorf("%d bytes written, want two zones of 48M", n)
+			d := h.create("a.qcow2", "size=384M,zone.size=32M,zone.capacity=24M,zone.max_open_zones=6,zone.max_active_zones=8").attach()
+			jobs := d.fio("--name=seq", "--zonemode=zbd", "--ioengine="+engine, "--iodepth=8", "--rw=write", "--bs=64k", "--size=64M")
+			if n := jobs[0].Write.Bytes; n != 48<<20 {
+				t.Errorf("%d bytes written, want two zones of 24M", n)
 			}
 			d.open().are(full, full, empty)
 		})
@@ -99,13 +99,13 @@ func TestFioWritesManyZonesFromSeveralQueues(t *testing.T) {
 	d := h.create("a.qcow2", "size=256M,zone.size=16M,zone.capacity=12M,zone.max_open_zones=6,zone.max_active_zones=6").
 		attach("--queues", queues())
 	jobs := d.fio("--zonemode=zbd", "--ioengine=io_uring", "--iodepth=16", "--rw=randwrite", "--bsrange=4k-128k", "--blockalign=4k",
-		"--max_open_zones=6", "--job_max_open_zones=3", "--size=128M", "--io_size=48M",
+		"--max_open_zones=6", "--job_max_open_zones=3", "--size=128M", "--io_size=24M",
 		"--name=low", "--offset=0", "--name=high", "--offset=128M")
 	if len(jobs) != 2 {
 		t.Fatalf("%d jobs", len(jobs))
 	}
 	for _, j := range jobs {
-		if j.Write.Bytes < 48<<20 {
+		if j.Write.Bytes < 24<<20 {
 			t.Errorf("job %s wrote %d bytes", j.Name, j.Write.Bytes)
 		}
 	}
@@ -128,9 +128,9 @@ func TestFioFillsTheDeviceAndWrapsWithResets(t *testing.T) {
 	}
 	// Also in any order of blocks and zones.
 	jobs = d.fio("--name=again", "--zonemode=zbd", "--ioengine=libaio", "--iodepth=16", "--rw=randwrite", "--bsrange=4k-128k", "--blockalign=4k",
-		"--max_open_zones=5", "--size=100%", "--io_size=48M")
-	if n := jobs[0].Write.Bytes; n < data*9/10 {
-		t.Errorf("%d bytes written, want about %d", n, data)
+		"--max_open_zones=5", "--size=100%", "--io_size=24M")
+	if n := jobs[0].Write.Bytes; n < data*9/20 {
+		t.Errorf("%d bytes written, want about %d", n, data/2)
 	}
 }
 
@@ -138,7 +138,7 @@ func TestFioFillsTheDeviceAndWrapsWithResets(t *testing.T) {
 func TestFioOverwritesConventionalZones(t *testing.T) {
 	h := begin(t)
 	d := h.create("a.qcow2", "size=128M,zone.size=8M,zone.conventional_zones=8").attach("--queues", queues())
-	d.fio("--ioengine=io_uring", "--iodepth=16", "--rw=randwrite", "--bs=4k", "--size=32M", "--io_size=24M",
+	d.fio("--ioengine=io_uring", "--iodepth=16", "--rw=randwrite", "--bs=4k", "--size=32M", "--io_size=8M",
 		"--name=low", "--offset=0", "--name=high", "--offset=32M")
 	d.open().are(notWP, notWP, notWP, notWP, notWP, notWP, notWP, notWP, empty)
 }

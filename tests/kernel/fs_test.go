@@ -66,9 +66,9 @@ func fileSystem(im *image, fs string, mkfs, fsck []string) {
 	with(mkfs)
 	tr := newTree(h.t)
 	dir, unmount := h.mount(fs, d.node)
-	tr.add(dir, "a", 80<<20)
+	tr.add(dir, "a", thoroughly(80<<20, 48<<20))
 	tr.churn(dir)
-	tr.add(dir, "b", 32<<20)
+	tr.add(dir, "b", thoroughly(32<<20, 24<<20))
 	unmount()
 	with(fsck)
 

@@ -256,7 +256,7 @@ func TestFioNoticesNoDeathOfTheServer(t *testing.T) {
 			im := h.create("a.qcow2", busyImage)
 			d := im.attach(append(way.flags, "--queues", queues())...)
 			seed, rng := seeded(t)
-			h.survives(d, rng, kills(10), 300, d.killed, func() *exec.Cmd { return verifying(d, "64M", engines[i], seed) })
+			h.survives(d, rng, kills(thoroughly(10, 5)), 300, d.killed, func() *exec.Cmd { return verifying(d, "64M", engines[i], seed) })
 			d.detach()
 		})
 	}
@@ -278,7 +278,7 @@ func TestAppendsInFlightAreDoneOnce(t *testing.T) {
 	im := h.create("a.qcow2", "size=256M,zone.size=64M")
 	d := im.attach("--queues", queues())
 	const writers, most = 6, 16 << 10
-	kills := kills(5)
+	kills := kills(thoroughly(5, 3))
 	var mu sync.Mutex
 	var all []placed
 	t.Run("append", func(t *testing.T) { // the namespace goes before the device does
@@ -347,7 +347,7 @@ func TestFileSystemsNoticeNoDeathOfTheServer(t *testing.T) {
 			h.mkfs(fs, d)
 			dir, unmount := h.mount(fs, d.node)
 			_, rng := seeded(t)
-			h.survives(d, rng, kills(5), 40, d.killed, func() *exec.Cmd { return copying(h.dir, dir) })
+			h.survives(d, rng, kills(thoroughly(5, 3)), 40, d.killed, func() *exec.Cmd { return copying(h.dir, dir) })
 			unmount()
 			d.detach()
 		})

@@ -151,7 +151,7 @@ func TestRecoveriesAfterTheDeathOfTheServerLeaveNothing(t *testing.T) {
 	d.killed()
 	d.recovered()
 	before := d.footprint()
-	n := 2 * kills(5)
+	n := 2 * kills(thoroughly(5, 3))
 	for range n {
 		d.killed()
 		d.recovered()

@@ -286,7 +286,7 @@ func TestAServerKilledInAnUpgrade(t *testing.T) {
 	seed, rng := seeded(t)
 	outcomes := map[string]int{}
 	var took time.Duration // by the quickest upgrade that nobody disturbed
-	h.interrupted(d, rng, kills(6), 200, func() *exec.Cmd { return verifying(d, "64M", engines[0], seed) }, func() {
+	h.interrupted(d, rng, kills(thoroughly(6, 4)), 200, func() *exec.Cmd { return verifying(d, "64M", engines[0], seed) }, func() {
 		pid := d.server()
 		began := time.Now()
 		if took == 0 {
