@@ -52,7 +52,7 @@ func TestManyTurnsLeaveNothingBehind(t *testing.T) {
 	h := begin(t)
 	im := h.create("a.qcow2", "size=32M,zone.size=2M")
 	const zones, n = 16, 16 << 10
-	turns := thoroughly[int64](100, 32)
+	turns := thoroughly[int64](100, 20)
 	before, locks := look(t), h.locks()
 	var size []int64
 	var used []usage
