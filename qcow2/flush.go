@@ -42,8 +42,7 @@ type syncer struct {
 
 	counts roundCounts
 
-	moves []move // the goroutine's own buffers
-	buf   []byte
+	moves []move // the goroutine's own buffer
 
 	// For rounds that nobody has asked for. While the timer runs, a change
 	// costs an addition; the first one afterwards starts it again, so that
@@ -266,7 +265,7 @@ func (s *syncer) publish(moves []move) error {
 	if im.maxActive != 0 {
 		var leaves, enters bool
 		for _, m := range moves {
-			leaves = leaves || im.active(m.zone, im.pointers.synced[m.zone]) && !im.active(m.zone, m.wp)
+			leaves = leaves || im.active(m.zone, im.pointers.synced(m.zone)) && !im.active(m.zone, m.wp)
 			enters = enters || im.enters(m)
 		}
 		if leaves && enters && sectorOf(moves[0]) != sectorOf(moves[len(moves)-1]) {
@@ -329,20 +328,14 @@ func (s *syncer) writeSectors(moves []move) error {
 	return nil
 }
 
-// writeMeta composes n sectors of zonedmeta and writes them durably.
+// writeMeta writes n sectors of zonedmeta durably.
 func (s *syncer) writeMeta(sector, n int64) error {
 	im := s.im
-	s.buf = slices.Grow(s.buf[:0], int(n*sectorSize))[:n*sectorSize]
-	clear(s.buf)
-	for i := range n * zonesPerSector {
-		if zone := sector*64 + i; zone < int64(im.nrZones) {
-			im.header().encodeEntry(s.buf[i*8:], uint32(zone), im.pointers.synced[zone])
-		}
-	}
-	if err := im.f.WriteDurable(s.buf, im.header().Zoned.MetaOffset+sector*sectorSize); err != nil {
+	at, length := sector*sectorSize, n*sectorSize
+	if err := im.f.WriteDurable(im.pointers.meta[at:at+length], im.header().Zoned.MetaOffset+at); err != nil {
 		return im.fail(fmt.Errorf("write zonedmeta: %w", err)) // I8
 	}
-	s.counts.metaBytes.Add(uint64(len(s.buf)))
+	s.counts.metaBytes.Add(uint64(length))
 	return nil
 }
 

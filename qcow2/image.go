@@ -227,7 +227,7 @@ func (im *Image) load(h *Header, meta []byte, o Options) error {
 	if err != nil {
 		return err
 	}
-	im.pointers.init(wps)
+	im.pointers.init(h, wps)
 	if err := im.takePointers(h, o.Pointers); err != nil {
 		return err
 	}
@@ -409,7 +409,7 @@ func (im *Image) active(zone uint32, wp uint64) bool {
 
 // enters reports whether m makes a zone active on disk.
 func (im *Image) enters(m move) bool {
-	return im.active(m.zone, m.wp) && !im.active(m.zone, im.pointers.synced[m.zone])
+	return im.active(m.zone, m.wp) && !im.active(m.zone, im.pointers.synced(m.zone))
 }
 
 func (im *Image) clusterOf(off uint64) int64 { return int64(off >> im.clusterBits) }

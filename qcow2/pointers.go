@@ -6,18 +6,24 @@ import (
 )
 
 // pointers are the write pointers in two images: staged, what requests have
-// reached, and synced, what a sync has covered. zonedmeta is only ever composed
+// reached, and synced, what a sync has covered. zonedmeta is only ever written
 // from synced: 64 zones share a sector, and writing it for one zone must not
 // make a neighbour's newer pointer durable before that neighbour's data.
 //
 // A pointer is an absolute byte offset on the device as zonedmeta stores it,
 // without the flag; a finished zone's lies above start+capacity.
+//
+// There are as many of everything as the device has zones: memory counts.
 type pointers struct {
+	h *Header // its zones never change
+
 	mu     sync.Mutex // guards what follows; order: 6, innermost
 	staged []uint64
 	moved  bitmap   // zones whose staged pointer may differ from synced
 	list   []uint32 // the same, in the order of moving
-	synced []uint64 // stored by the syncer only, which reads it without the lock
+	// meta are the synced ones as zonedmeta has them, in whole sectors. Stored
+	// by the syncer only, which reads it without the lock.
+	meta []byte
 }
 
 // move is one zone's way in a round.
@@ -26,11 +32,24 @@ type move struct {
 	wp   uint64
 }
 
-func (p *pointers) init(wps []uint64) {
+func (p *pointers) init(h *Header, wps []uint64) {
+	p.h = h
 	p.staged = wps
-	p.synced = slices.Clone(wps)
+	p.meta = make([]byte, (len(wps)+zonesPerSector-1)/zonesPerSector*sectorSize)
+	for zone, wp := range wps {
+		p.setSynced(uint32(zone), wp)
+	}
 	p.moved = newBitmap(int64(len(wps)))
 }
+
+// synced returns up to where a sync has covered the zone. mu is held, or the
+// caller is the syncer.
+func (p *pointers) synced(zone uint32) uint64 {
+	wp, _ := p.h.Zoned.Form.decode(p.meta[zone*8:])
+	return wp
+}
+
+func (p *pointers) setSynced(zone uint32, wp uint64) { p.h.encodeEntry(p.meta[zone*8:], zone, wp) }
 
 func (p *pointers) stage(zone uint32, wp uint64) {
 	p.mu.Lock()
@@ -49,7 +68,7 @@ func (p *pointers) capture(buf []move) []move {
 	p.mu.Lock()
 	for _, zone := range p.list {
 		p.moved.unset(int64(zone))
-		if wp := p.staged[zone]; wp != p.synced[zone] {
+		if wp := p.staged[zone]; wp != p.synced(zone) {
 			buf = append(buf, move{zone, wp})
 		}
 	}
@@ -63,7 +82,7 @@ func (p *pointers) capture(buf []move) []move {
 func (p *pointers) publish(moves []move) {
 	p.mu.Lock()
 	for _, m := range moves {
-		p.synced[m.zone] = m.wp
+		p.setSynced(m.zone, m.wp)
 	}
 	p.mu.Unlock()
 }
@@ -74,8 +93,8 @@ func (p *pointers) reset(zone uint32, wp uint64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.staged[zone] = wp
-	changed := p.synced[zone] != wp
-	p.synced[zone] = wp
+	changed := p.synced(zone) != wp
+	p.setSynced(zone, wp)
 	return changed
 }
 
@@ -83,7 +102,7 @@ func (p *pointers) reset(zone uint32, wp uint64) bool {
 func (p *pointers) at(zone uint32, wp uint64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.staged[zone] == wp && p.synced[zone] == wp
+	return p.staged[zone] == wp && p.synced(zone) == wp
 }
 
 // pending reports whether a round has pointers to write.
@@ -103,7 +122,7 @@ func (p *pointers) get(zone uint32) uint64 {
 func (p *pointers) durable(zone uint32) uint64 {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.synced[zone]
+	return p.synced(zone)
 }
 
 // Pointer returns the zone's absolute write pointer as last staged, or as the

@@ -77,7 +77,7 @@ func (d *Device) settle(r *Request, i uint32, err error) Step {
 func (d *Device) retire(z *zone, i uint32) (first *Request) {
 	var last *Request
 	var n uint32
-	old := z.load().wp()
+	old := d.words.load(i).wp()
 	wp := old
 	for z.tail != nil && z.tail.flight.next.flight.ended {
 		q := z.pop()
@@ -116,7 +116,7 @@ func (d *Device) commit(z *zone, i uint32, wp uint64) {
 	if wp == d.g.ZoneCapacity {
 		d.limits.applyAt(i, evFill, wp)
 	} else {
-		z.setWP(wp)
+		d.words.setWP(i, wp)
 		if d.limits.watch != nil {
 			d.limits.moved(i, wp)
 		}
@@ -129,7 +129,7 @@ func (d *Device) commit(z *zone, i uint32, wp uint64) {
 // the zone but reads. z.mu is held.
 func (d *Device) unwind(i uint32, opened bool) {
 	ev := evUnwind
-	if d.zones[i].load().wp() != 0 {
+	if d.words.load(i).wp() != 0 {
 		if !opened {
 			return
 		}

@@ -28,7 +28,7 @@ func (d *Device) read(r *Request) Step {
 		z.mu.Unlock()
 		return park(r)
 	}
-	w := z.load()
+	w := d.words.load(i)
 	if _, err := next(w.cond(), evRead); err != nil {
 		z.mu.Unlock()
 		return answer(r, err)
@@ -112,7 +112,7 @@ func (d *Device) reserve(r *Request, i uint32) error {
 	if r.Op == OpAppend {
 		ev = evAppend
 	}
-	w := z.load()
+	w := d.words.load(i)
 	if _, err := next(w.cond(), ev); err != nil {
 		return err
 	}

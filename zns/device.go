@@ -17,9 +17,10 @@ type Device struct {
 	shift    uint   // log2 of the zone size
 	zoneMask uint64 // zone size - 1
 	zones    []zone
+	words    words // of the journal
 	limits   limits
 
-	journal *Journal               // nil: none
+	journal *Journal               // its own, where nobody wants one
 	resumed bool                   // the journal is a predecessor's
 	failed  bool                   // and so is the media's failure
 	replay  atomic.Pointer[replay] // nil: nothing is sent again
@@ -85,13 +86,12 @@ func New(g Geometry, m Media, opts ...Option) (*Device, error) {
 		return d, nil
 	}
 	if d.journal == nil {
-		d.journal = &Journal{words: make([]atomic.Uint64, g.NrZones)}
+		d.journal = &Journal{words: make(words, g.NrZones)}
 	}
-	if n := len(d.journal.words); uint32(n) != g.NrZones {
-		return nil, fmt.Errorf("journal of %d zones: the device has %d", n, g.NrZones)
+	if err := d.useJournal(); err != nil {
+		return nil, err
 	}
 	for i := range d.zones {
-		d.zones[i].word = &d.journal.words[i]
 		if err := d.adopt(uint32(i)); err != nil {
 			return nil, err
 		}
@@ -102,11 +102,19 @@ func New(g Geometry, m Media, opts ...Option) (*Device, error) {
 	return d, nil
 }
 
+// useJournal makes the words of the zones those of the journal.
+func (d *Device) useJournal() error {
+	if n := len(d.journal.words); uint32(n) != d.g.NrZones {
+		return fmt.Errorf("journal of %d zones: the device has %d", n, d.g.NrZones)
+	}
+	d.words, d.limits.words = d.journal.words, d.journal.words
+	return nil
+}
+
 // adopt gives zone i the condition that follows from the media's pointer.
 func (d *Device) adopt(i uint32) error {
-	z := &d.zones[i]
 	if i < d.g.Conventional {
-		z.set(CondNotWP, 0)
+		d.words.set(i, CondNotWP, 0)
 		return nil
 	}
 	start, at := d.start(i), d.media.Pointer(i)
@@ -115,11 +123,11 @@ func (d *Device) adopt(i uint32) error {
 		return fmt.Errorf("zone %d: write pointer %#x is not a multiple of %d bytes in [%#x, %#x]",
 			i, at, d.g.BlockSize, start, start+d.g.ZoneCapacity)
 	case wp == 0:
-		z.set(CondEmpty, 0)
+		d.words.set(i, CondEmpty, 0)
 	case wp >= d.g.ZoneCapacity:
-		z.set(CondFull, d.g.ZoneCapacity)
+		d.words.set(i, CondFull, d.g.ZoneCapacity)
 	default:
-		z.set(CondClosed, wp)
+		d.words.set(i, CondClosed, wp)
 		d.limits.active++
 	}
 	return nil
@@ -157,7 +165,7 @@ func (d *Device) Geometry() Geometry { return d.g }
 // Zone returns the report entry of zone i: its condition and its committed
 // write pointer at one instant. It takes no lock.
 func (d *Device) Zone(i uint32) Zone {
-	w := d.zones[i].load()
+	w := d.words.load(i)
 	z := Zone{
 		Start:    d.start(i),
 		Len:      d.g.ZoneSize,

@@ -15,7 +15,7 @@ import (
 // Every fact is one aligned word, so that there is no instant at which a kill
 // leaves half of one.
 type Journal struct {
-	words   []atomic.Uint64 // per zone, see word
+	words   words
 	records []slotRecord    // per slot
 }
 
@@ -52,7 +52,7 @@ func NewJournal(mem []byte, zones, slots uint32) (*Journal, error) {
 }
 
 // Pointer returns the committed pointer of a zone in bytes from its start.
-func (j *Journal) Pointer(zone uint32) uint64 { return word(j.words[zone].Load()).wp() }
+func (j *Journal) Pointer(zone uint32) uint64 { return j.words.load(zone).wp() }
 
 // commit records that r was written at r.At. The pointer moves afterwards: a
 // record above it says nothing.
@@ -156,34 +156,32 @@ func (p *replay) take(r *Request, zoneMask, wp uint64) (c committed, ok bool) {
 // adoptJournal gives every zone what the journal has of it. It blocks: a reset
 // that was under way is carried out.
 func (d *Device) adoptJournal() error {
-	if n := len(d.journal.words); uint32(n) != d.g.NrZones {
-		return fmt.Errorf("journal of %d zones: the device has %d", n, d.g.NrZones)
+	if err := d.useJournal(); err != nil {
+		return err
 	}
 	var resets []uint32
-	for i := range d.zones {
-		z := &d.zones[i]
-		z.word = &d.journal.words[i]
-		w := z.load()
-		if err := d.checkWord(uint32(i), w); err != nil {
+	for i := range d.g.NrZones {
+		w := d.words.load(i)
+		if err := d.checkWord(i, w); err != nil {
 			return err
 		}
 		if w.resetting() && d.failed {
-			z.setResetting(false)
+			d.words.setResetting(i, false)
 		} else if w.resetting() {
-			resets = append(resets, uint32(i))
+			resets = append(resets, i)
 			continue
 		}
 		c := w.cond()
 		if w.wp() == 0 && (c == CondImpOpen || c == CondClosed) {
 			c = CondEmpty // what had opened it was in flight
-			z.set(c, 0)
+			d.words.set(i, c, 0)
 		}
-		if start := d.start(uint32(i)); c.Active() || c == CondFull || c == CondEmpty {
-			if wp := d.media.Pointer(uint32(i)); wp != start+w.wp() {
+		if start := d.start(i); c.Active() || c == CondFull || c == CondEmpty {
+			if wp := d.media.Pointer(i); wp != start+w.wp() {
 				return fmt.Errorf("journal of zone %d: it was written up to %d, but the image has it up to %d", i, start+w.wp(), wp)
 			}
 		}
-		d.limits.adopt(uint32(i), c)
+		d.limits.adopt(i, c)
 	}
 	// Mappings of these zones may be gone, so there is no way back.
 	if len(resets) != 0 {
@@ -191,7 +189,7 @@ func (d *Device) adoptJournal() error {
 			return fmt.Errorf("complete the reset of %d zones from zone %d: %w", len(resets), resets[0], err)
 		}
 		for _, i := range resets {
-			d.zones[i].set(CondEmpty, 0)
+			d.words.set(i, CondEmpty, 0)
 		}
 	}
 	n := len(d.journal.records)
@@ -207,7 +205,7 @@ func (d *Device) adoptJournal() error {
 		c := committed{uint32(i), Op(state - 1), rec.start.Load(), rec.len.Load(), rec.at.Load()}
 		zone, err := d.locate(c.at, c.len)
 		// What lies above the pointer was not committed: it is a new request.
-		if err == nil && zone >= d.g.Conventional && c.at&d.zoneMask+c.len <= d.zones[zone].load().wp() {
+		if err == nil && zone >= d.g.Conventional && c.at&d.zoneMask+c.len <= d.words.load(zone).wp() {
 			p.records = append(p.records, c)
 		}
 	}
@@ -255,7 +253,7 @@ func (d *Device) again(r *Request, i uint32) (Step, bool) {
 		z.mu.Unlock()
 		return park(r), true
 	}
-	c, ok := p.take(r, d.zoneMask, z.load().wp())
+	c, ok := p.take(r, d.zoneMask, d.words.load(i).wp())
 	if !ok {
 		z.mu.Unlock()
 		return 0, false

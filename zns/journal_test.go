@@ -133,7 +133,7 @@ func TestResumeOverAFailedMediaResetsNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := d.Zone(1)
-	d.zones[1].setResetting(true)
+	d.words.setResetting(1, true)
 	failed := errors.New("failed")
 	m.fail = func(string) error { return failed }
 	if _, err := New(g, m, Resume(j)); !errors.Is(err, failed) {

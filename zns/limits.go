@@ -1,6 +1,7 @@
 package zns
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -9,7 +10,7 @@ import (
 // closed to make room.
 //
 // Every change of a condition happens with mu held, and only the condition:
-// the write pointer beside it in zone.word belongs to zone.mu. That is what
+// the write pointer beside it in the zone's word belongs to zone.mu. That is what
 // makes eviction possible without a lock order inversion. Whoever opens zone A
 // holds A's zone.mu and closes a victim B under limits.mu alone; B's zone.mu
 // is not needed, because closing an implicitly open zone touches neither its
@@ -17,6 +18,7 @@ import (
 // A writer of B that has just seen it open is ordered before the eviction.
 type limits struct {
 	zones     []zone // of the Device
+	words     words  // of the Device
 	maxOpen   uint32 // 0: no limit
 	maxActive uint32 // 0: no limit
 	shift     uint
@@ -27,8 +29,8 @@ type limits struct {
 	active   uint32
 	implicit []uint32 // implicitly open zones, in no order; kept only if maxOpen != 0
 
-	// clock is the stamp of the most recently used zone.
-	clock atomic.Uint64
+	// clock is the stamp of the most recently used zone. Stamps wrap: see victim.
+	clock atomic.Uint32
 }
 
 // touch makes zone z the most recently used one. Repeated use of one zone, the
@@ -50,7 +52,7 @@ func (l *limits) touch(z *zone) {
 func (l *limits) apply(i uint32, ev event) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	from := l.zones[i].load().cond()
+	from := l.words.load(i).cond()
 	to, err := next(from, ev)
 	if err != nil {
 		return err
@@ -63,11 +65,11 @@ func (l *limits) apply(i uint32, ev event) error {
 			return ErrOpenLimit
 		}
 		v := l.victim()
-		l.move(v, CondImpOpen, CondClosed, l.zones[v].load().wp())
-		l.zones[v].setCond(CondClosed)
+		l.move(v, CondImpOpen, CondClosed, l.words.load(v).wp())
+		l.words.setCond(v, CondClosed)
 	}
-	l.move(i, from, to, l.zones[i].load().wp())
-	l.zones[i].setCond(to)
+	l.move(i, from, to, l.words.load(i).wp())
+	l.words.setCond(i, to)
 	return nil
 }
 
@@ -77,14 +79,13 @@ func (l *limits) apply(i uint32, ev event) error {
 func (l *limits) applyAt(i uint32, ev event, wp uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	z := &l.zones[i]
-	from := z.load().cond()
+	from := l.words.load(i).cond()
 	to, err := next(from, ev)
 	if err != nil || to.Active() {
 		panic("zns: no such transition: " + from.String())
 	}
 	l.move(i, from, to, wp)
-	z.set(to, wp)
+	l.words.set(i, to, wp)
 }
 
 // move is the only place where the counters and the set of implicitly open
@@ -97,16 +98,13 @@ func (l *limits) move(i uint32, from, to Cond, wp uint64) {
 	}
 	count(&l.open, from.Open(), to.Open())
 	count(&l.active, from.Active(), to.Active())
-	z := &l.zones[i]
 	if l.maxOpen != 0 {
 		if from == CondImpOpen {
-			last := l.implicit[len(l.implicit)-1]
-			l.implicit[z.slot] = last
-			l.zones[last].slot = z.slot
-			l.implicit = l.implicit[:len(l.implicit)-1]
+			k, last := slices.Index(l.implicit, i), len(l.implicit)-1
+			l.implicit[k] = l.implicit[last]
+			l.implicit = l.implicit[:last]
 		}
 		if to == CondImpOpen {
-			z.slot = uint32(len(l.implicit))
 			l.implicit = append(l.implicit, i)
 		}
 	}
@@ -125,7 +123,7 @@ func (l *limits) event(i uint32, from, to Cond, wp uint64) {
 func (l *limits) moved(i uint32, wp uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	c := l.zones[i].load().cond()
+	c := l.words.load(i).cond()
 	l.event(i, c, c, wp)
 }
 
@@ -134,7 +132,6 @@ func (l *limits) adopt(i uint32, c Cond) {
 	count(&l.open, false, c.Open())
 	count(&l.active, false, c.Active())
 	if l.maxOpen != 0 && c == CondImpOpen {
-		l.zones[i].slot = uint32(len(l.implicit))
 		l.implicit = append(l.implicit, i)
 	}
 }
@@ -150,11 +147,12 @@ func count(n *uint32, was, is bool) {
 
 // victim returns the least recently used implicitly open zone. There is one.
 // Its cost follows max_open_zones, and it is paid once per zone opened at the
-// limit. mu is held.
+// limit. A zone that has not been used while others took turns 2^31 times looks
+// as if it had been: that costs it its place later, and nothing else. mu is held.
 func (l *limits) victim() uint32 {
 	v := l.implicit[0]
 	for _, i := range l.implicit[1:] {
-		if l.zones[i].used.Load() < l.zones[v].used.Load() {
+		if int32(l.zones[i].used.Load()-l.zones[v].used.Load()) < 0 {
 			v = i
 		}
 	}

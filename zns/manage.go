@@ -28,10 +28,10 @@ func (d *Device) open(r *Request) Step {
 // close closes a zone. One that was opened and never written is empty again.
 func (d *Device) close(r *Request) Step {
 	return d.atOnce(r, func(z *zone, i uint32) error {
-		if w := z.load(); w.cond().Open() && w.wp() == 0 && z.tail == nil {
+		if w := d.words.load(i); w.cond().Open() && w.wp() == 0 && z.tail == nil {
 			return d.limits.apply(i, evCloseUnwritten)
 		}
-		if r.flight.first && z.load().cond() == CondEmpty {
+		if r.flight.first && d.words.load(i).cond() == CondEmpty {
 			return nil // sent again, perhaps: that has made it empty
 		}
 		return d.limits.apply(i, evClose)
@@ -67,7 +67,7 @@ func (d *Device) ask(r *Request, ev event) Step {
 	}
 	z := &d.zones[i]
 	z.mu.Lock()
-	busy, cond := z.gate != nil, z.load().cond()
+	busy, cond := z.gate != nil, d.words.load(i).cond()
 	z.mu.Unlock()
 	// An empty or full zone has no write in flight.
 	if to, err := next(cond, ev); !busy && (err != nil || to == cond) {
@@ -99,7 +99,7 @@ func (d *Device) manage(r *Request) Step {
 		return answer(r, d.withZones(d.g.Conventional, d.g.NrZones, func(zones []uint32) error {
 			n := 0
 			for _, i := range zones {
-				if c := d.zones[i].load().cond(); c != CondReadOnly && c != CondOffline {
+				if c := d.words.load(i).cond(); c != CondReadOnly && c != CondOffline {
 					zones[n] = i
 					n++
 				}
@@ -124,7 +124,7 @@ func (d *Device) withZones(from, to uint32, f func(zones []uint32) error) error 
 	for i := from; i < to; i++ {
 		z := &d.zones[i]
 		if to-from > 1 {
-			switch z.load().cond() {
+			switch d.words.load(i).cond() {
 			case CondEmpty, CondReadOnly, CondOffline:
 				continue
 			}
@@ -153,7 +153,7 @@ func (d *Device) withZones(from, to uint32, f func(zones []uint32) error) error 
 func (d *Device) resetZones(zones []uint32) error {
 	n := 0
 	for _, i := range zones {
-		cond := d.zones[i].load().cond()
+		cond := d.words.load(i).cond()
 		to, err := next(cond, evReset)
 		if err != nil {
 			return err
@@ -168,11 +168,11 @@ func (d *Device) resetZones(zones []uint32) error {
 	}
 	zones = zones[:n]
 	for _, i := range zones {
-		d.zones[i].setResetting(true)
+		d.words.setResetting(i, true)
 	}
 	if err := d.media.Reset(zones); err != nil { // I4
 		for _, i := range zones {
-			d.zones[i].setResetting(false)
+			d.words.setResetting(i, false)
 		}
 		return fmt.Errorf("reset of %d zones from zone %d: %w", n, zones[0], err)
 	}
@@ -192,7 +192,7 @@ func (d *Device) finishZone(zones []uint32) error {
 	i := zones[0]
 	z := &d.zones[i]
 	z.mu.Lock()
-	w := z.load()
+	w := d.words.load(i)
 	to, err := next(w.cond(), evFinish)
 	if err == nil && to != w.cond() && !w.cond().Open() {
 		d.limits.touch(z)

@@ -6,16 +6,11 @@ import (
 	"unsafe"
 )
 
-// zone is the state of one zone. There is one for every zone of the device for
-// as long as it lives, so its size counts: 48 bytes.
+// zone is the state of one zone besides its word. There is one for every zone of
+// the device for as long as it lives, so its size counts: 32 bytes, and 8 of the
+// word.
 type zone struct {
 	mu sync.Mutex // order 1, before limits.mu; guards what says so
-
-	// word is the condition and the committed write pointer, so that a report
-	// is one load. The pointer is changed with mu held, the condition with
-	// limits.mu held (limits.go says why). It lies in the journal, if there is
-	// one.
-	word *atomic.Uint64
 
 	// tail is the last reservation in flight; its flight.next is the first
 	// one, and so on round. nil when there is none. Guarded by mu.
@@ -23,15 +18,13 @@ type zone struct {
 	// gate is closed while newcomers have to wait. Guarded by mu.
 	gate *gate
 	// used is the stamp of the last reservation, see limits.touch.
-	used atomic.Uint64
+	used atomic.Uint32
 	// inflight counts reads and writes that have begun and not ended.
 	// Guarded by mu; not kept for conventional zones.
 	inflight uint32
-	// slot is the place in limits.implicit. Guarded by limits.mu.
-	slot uint32
 }
 
-var _ = [1]int{}[unsafe.Sizeof(zone{})-48]
+var _ = [1]int{}[unsafe.Sizeof(zone{})-32]
 
 // word packs a condition (low byte) and a write pointer, in bytes from the
 // start of the zone.
@@ -47,43 +40,49 @@ func (w word) cond() Cond      { return Cond(w & 0x7f) }
 func (w word) wp() uint64      { return uint64(w >> 8) }
 func (w word) resetting() bool { return w&resetting != 0 }
 
-func (z *zone) load() word { return word(z.word.Load()) }
+// words are the conditions and committed write pointers of all zones, a word
+// each, so that a report is one load per zone. A pointer is changed with the
+// zone's mu held, a condition with limits.mu held (limits.go says why). They lie
+// in the journal.
+type words []atomic.Uint64
 
-// setWP moves the committed pointer and leaves the condition to whoever holds
-// limits.mu. z.mu is held.
-func (z *zone) setWP(wp uint64) {
-	for {
-		old := z.word.Load()
-		if z.word.CompareAndSwap(old, uint64(pack(word(old).cond(), wp)|word(old)&resetting)) {
+func (ws words) load(i uint32) word { return word(ws[i].Load()) }
+
+// setWP moves the committed pointer of zone i and leaves the condition to
+// whoever holds limits.mu. The zone's mu is held.
+func (ws words) setWP(i uint32, wp uint64) {
+	for w := &ws[i]; ; {
+		old := w.Load()
+		if w.CompareAndSwap(old, uint64(pack(word(old).cond(), wp)|word(old)&resetting)) {
 			return
 		}
 	}
 }
 
-// setCond changes the condition and leaves the pointer to whoever holds z.mu.
-// limits.mu is held.
-func (z *zone) setCond(c Cond) {
-	for {
-		old := z.word.Load()
-		if z.word.CompareAndSwap(old, uint64(pack(c, word(old).wp())|word(old)&resetting)) {
+// setCond changes the condition of zone i and leaves the pointer to whoever
+// holds the zone's mu. limits.mu is held.
+func (ws words) setCond(i uint32, c Cond) {
+	for w := &ws[i]; ; {
+		old := w.Load()
+		if w.CompareAndSwap(old, uint64(pack(c, word(old).wp())|word(old)&resetting)) {
 			return
 		}
 	}
 }
 
-// setResetting says that a reset has begun, or that it has failed. Nothing but
-// an eviction can change the word meanwhile.
-func (z *zone) setResetting(on bool) {
+// setResetting says that a reset of zone i has begun, or that it has failed.
+// Nothing but an eviction can change the word meanwhile.
+func (ws words) setResetting(i uint32, on bool) {
 	if on {
-		z.word.Or(uint64(resetting))
+		ws[i].Or(uint64(resetting))
 	} else {
-		z.word.And(^uint64(resetting))
+		ws[i].And(^uint64(resetting))
 	}
 }
 
-// set changes both at once, after which no reset is under way. z.mu and
-// limits.mu are held.
-func (z *zone) set(c Cond, wp uint64) { z.word.Store(uint64(pack(c, wp))) }
+// set changes both of zone i at once, after which no reset is under way. The
+// zone's mu and limits.mu are held.
+func (ws words) set(i uint32, c Cond, wp uint64) { ws[i].Store(uint64(pack(c, wp))) }
 
 // push appends r to the reservations in flight. z.mu is held.
 func (z *zone) push(r *Request) {

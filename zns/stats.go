@@ -12,7 +12,7 @@ type Stats struct {
 func (d *Device) Stats() Stats {
 	s := Stats{Conds: make(map[Cond]uint32), MaxOpen: d.g.MaxOpen, MaxActive: d.g.MaxActive}
 	for i := range d.zones {
-		s.Conds[d.zones[i].load().cond()]++
+		s.Conds[d.words.load(uint32(i)).cond()]++
 	}
 	s.Open, s.Active = d.Counts()
 	return s
