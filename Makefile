@@ -25,7 +25,7 @@ SERIES ?= 6.12 7
 space := $(subst ,, )
 comma := ,
 
-.PHONY: build vm zbdtest driver install files deb demo test unit race fuzz long vm-test systemd-test test-native lint clean sim mutants powercut kills upgrades bench bench-native bench-go profile
+.PHONY: build vm zbdtest driver install files deb demo test unit race fuzz long vm-test systemd-test test-native lint clean sim mutants powercut kills upgrades bench bench-native bench-go growth profile
 
 build: # a second -ldflags replaces the first, so it repeats it; without cgo it starts twice as fast
 	CGO_ENABLED=0 go build -ldflags='$(LDFLAGS)' -o bin/qzbd ./cmd/qzbd
@@ -121,6 +121,9 @@ bench-native: build # the engine beside QEMU's; nothing else should compute mean
 BENCHDIRS := ./uring ./zns ./qcow2 ./ublk ./tests/engine
 bench-go: # for benchstat
 	@go test -run='^$$' -bench=. -benchmem -count=$(COUNT) $(BENCHDIRS)
+
+growth: # how cost grows with zones
+	go run ./tests/growth
 
 # Images on a tmpfs: no disk is in the way.
 PROFILEDIR ?= /dev/shm
