@@ -3,6 +3,7 @@ package engine
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"github.com/qzbd/qzbd/qcow2"
@@ -84,6 +85,11 @@ var ways = []way{
 	{"write", zns.OpWrite, zones / 2, false},
 }
 
+// load is so many requests of 4K; without a step it stays in the zone.
+func (w way) load(count uint64) ublk.Workload {
+	return ublk.Workload{Write: w.op == zns.OpWrite, Size: 4 * kib, Count: count, Offset: w.zone * zoneSize}
+}
+
 // loop returns a function that carries through the next 4K of a zone.
 func (e engine) loop(tb testing.TB, w way) (next func() (worked bool)) {
 	start := w.zone * zoneSize
@@ -124,6 +130,30 @@ func TestARequestAllocatesNothing(t *testing.T) {
 	}
 }
 
+// The same behind a queue: what a run of requests allocates beyond one of a single
+// request is much less than one object for each.
+func TestAServedRequestAllocatesNothing(t *testing.T) {
+	const count = 1000 // so few that at most one of them maps what is ahead
+	for _, w := range ways {
+		e := open(t)
+		if w.mapped {
+			e.loop(t, w)
+		}
+		objects := func(count uint64) uint64 {
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			if _, err := ublk.Bench(t.Context(), ublk.Config{DataFD: e.fd, Depth: 16}, e, w.load(count)); err != nil {
+				t.Fatal(err)
+			}
+			runtime.ReadMemStats(&after)
+			return after.Mallocs - before.Mallocs
+		}
+		if one, all := objects(1), objects(count); all > one+count/10 {
+			t.Errorf("%s: %d objects for %d requests, %d for one", w.name, all, count, one)
+		}
+	}
+}
+
 // Reserve, map and commit, without I/O. A write maps what is ahead of it now and
 // then, and resets its zone.
 func BenchmarkPlan4k(b *testing.B) {
@@ -147,12 +177,9 @@ func BenchmarkServe4k(b *testing.B) {
 			if w.mapped {
 				e.loop(b, w)
 			}
-			load := ublk.Workload{ // without a step it stays in the zone
-				Write: w.op == zns.OpWrite, Size: 4 * kib, Count: uint64(b.N), Offset: w.zone * zoneSize,
-			}
 			b.ReportAllocs()
 			b.ResetTimer()
-			res, err := ublk.Bench(b.Context(), ublk.Config{DataFD: e.fd, Depth: 16}, e, load)
+			res, err := ublk.Bench(b.Context(), ublk.Config{DataFD: e.fd, Depth: 16}, e, w.load(uint64(b.N)))
 			b.StopTimer()
 			if err != nil {
 				b.Fatal(err)
