@@ -46,6 +46,7 @@ type cache struct {
 	shift uint   // of the hash
 	empty *slice // what every slice of a missing L2 table looks like
 	reads atomic.Uint64
+	bufs  sync.Pool // of *[]byte, as long as a slice, to read one
 
 	mu      sync.Mutex // guards loading, hands and changes of sets; order: 5
 	loading map[int64]*sliceLoad
@@ -61,6 +62,7 @@ func (c *cache) init(im *Image, bytes int64) {
 	c.empty = &slice{idx: -1, ent: make([]uint64, im.sliceLen)}
 	c.loading = make(map[int64]*sliceLoad)
 	c.hands = make([]uint8, 1<<k)
+	c.bufs.New = func() any { buf := make([]byte, im.sliceLen*8); return &buf }
 }
 
 // set spreads slices evenly even where their numbers go in powers of two, as
@@ -130,7 +132,9 @@ func (c *cache) load(idx int64, l *sliceLoad) {
 
 func (c *cache) read(idx int64) (*slice, error) {
 	im := c.im
-	buf := make([]byte, im.sliceLen*8)
+	p := c.bufs.Get().(*[]byte)
+	defer c.bufs.Put(p)
+	buf := *p
 	c.reads.Add(1)
 	at := im.tableOf(idx).Offset() + idx&(im.tableLen/im.sliceLen-1)*im.sliceLen*8
 	if err := readPadded(im.f, buf, at); err != nil {
