@@ -16,7 +16,7 @@ import (
 // leaves half of one.
 type Journal struct {
 	words   words
-	records []slotRecord    // per slot
+	records []slotRecord // per slot
 }
 
 // slotRecord is the last write, append or write-zeroes of a slot that was committed

@@ -63,14 +63,13 @@ func measureFile(path string, f filling, write writer) (c fileCost, err error) {
 
 func overheadTable(dir string, _ int) error {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 1, ' ', 0)
-	fmt.Fprintf(w, "\n| data\t| zones\t| of\t| length of the file\t| overhead\t| space on its disk\t| overhead\t|\n|---\t|---\t|---\t|---\t|---\t|---\t|---\t|\n")
+	fmt.Fprintf(w, "\n| data\t| zones\t| of\t| space of the file, bytes\t| overhead\t|\n|---\t|---\t|---\t|---\t|---\t|\n")
 	for _, f := range fillings {
 		c, err := measureFile(filepath.Join(dir, "image"), f, (*device).write)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(w, "| 1G\t| %d\t| %dM\t| %d\t| %.3f %%\t| %d\t| %.3f %%\t|\n", f.zones, f.zoneSize/mib,
-			c.length, 100*overhead(c.length, f.data), c.space, 100*overhead(c.space, f.data))
+		fmt.Fprintf(w, "| 1G\t| %d\t| %dM\t| %d\t| %.3f %%\t|\n", f.zones, f.zoneSize/mib, c.space, 100*overhead(c.space, f.data))
 	}
 	return w.Flush()
 }
