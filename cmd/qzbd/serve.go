@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"sync"
@@ -136,6 +137,9 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 	}
 	srv.log = srv.log.With(zap.String("device", dev.Path()))
 	srv.source.from.Store(&sourceOf{dev, srv.zones, srv.image, srv.state.Image, time.Now()})
+	// Opening an image takes memory that serving it does not, and a server that
+	// allocates next to nothing would not collect it for minutes.
+	debug.FreeOSMemory()
 	srv.awaitLink(o.resume)
 	begun := "attached"
 	if o.resume {
