@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/qzbd/qzbd/zns"
 )
 
 func TestCellsSayWhatFallsShort(t *testing.T) {
@@ -103,7 +105,7 @@ func threeBoots() []boot {
 		for i, k := range kinds {
 			b.IOPS[k.name] = make(map[string]float64)
 			for _, c := range cells {
-				b.IOPS[k.name][c.name()] = speed * []float64{1000, 100, 300, 2500}[i]
+				b.IOPS[k.name][c.name()] = speed * []float64{1000, 100, 1500, 1600, 800, 300, 2500}[i]
 			}
 		}
 		boots = append(boots, b)
@@ -117,7 +119,7 @@ func TestResultsAreMediansOfFiguresAndRatios(t *testing.T) {
 		t.Fatalf("%+v", r)
 	}
 	c := r.Cells[0]
-	null, nbd, fresh, full := c.Devices[0], c.Devices[1], c.Devices[2], c.Devices[3]
+	null, nbd, fresh, full := c.Devices[0], c.Devices[1], c.Devices[5], c.Devices[6]
 	if null.IOPS != 1000 || null.OfNullBlk != 1 || nbd.OfNBD != 1 || nbd.OfNullBlk != 0.1 {
 		t.Errorf("the peers: %+v, %+v", null, nbd)
 	}
@@ -130,8 +132,11 @@ func TestResultsAreMediansOfFiguresAndRatios(t *testing.T) {
 	if rows, belowMust, belowGoal := r.short(); rows != 2 || belowMust != 0 || belowGoal != 1 {
 		t.Errorf("%d lines, %d below must, %d below goal", rows, belowMust, belowGoal)
 	}
-	if _, d := r.widest(); d.spread() != 1 {
-		t.Errorf("the spread is %v, want 1", d.spread())
+	if null.Instructions != 1e6 || null.Spread != 100 {
+		t.Errorf("%v instructions per I/O, spread %v%%", null.Instructions, null.Spread)
+	}
+	if _, d := r.widest(); d.Spread != 100 {
+		t.Errorf("the spread is %v%%, want 100%%", d.Spread)
 	}
 }
 
@@ -142,20 +147,65 @@ func TestTableHasALinePerCellAndDevice(t *testing.T) {
 	}
 	lines := strings.Split(out.String(), "\n")
 	const head = 3
-	if len(lines) != head+len(cells)*len(kinds)+3 {
-		t.Fatalf("%d lines:\n%s", len(lines), out.String())
+	if want := head + devicesIn(cells) + 3; len(lines) != want {
+		t.Fatalf("%d lines, want %d:\n%s", len(lines), want, out.String())
 	}
 	for at, want := range map[int]string{
-		0:  "Linux 7.1, fio-1, qemu-nbd 1, qzbd 1; boots: 3. IOPS = 10⁹ / instructions per I/O.",
-		3:  "4k write QD1      null_blk                  1000        1.00                   10.00",
-		5:  "                  qzbd, fresh image          300        0.30  0.25  0.42        3.00   2.0  below goal",
-		6:  "                  qzbd, allocated image     2500        2.50  0.25  0.42       25.00   2.0",
-		9:  "                  qzbd, fresh image          300        0.30  0.65  0.89        3.00   2.0  below must",
-		28: "Of 12 lines of qzbd 8 meet the must and 6 the goal. Farthest apart between boots: 100.0% (4k write QD1, null_blk).",
+		0:  "Linux 7.1, fio-1, qemu-nbd 1, qzbd 1; boots: 3. IOPS = 10⁹ / instructions of the guest per I/O.",
+		3:  "4k write QD1      null_blk                  1000  1000000        1.00                   10.00",
+		5:  "                  plain file, fresh         1500   666667        1.50                   15.00",
+		8:  "                  qzbd, fresh image          300  3333333        0.30  0.25  0.42        3.00   2.0  below goal",
+		9:  "                  qzbd, allocated image     2500   400000        2.50  0.25  0.42       25.00   2.0",
+		15: "                  qzbd, fresh image          300  3333333        0.30  0.65  0.89        3.00   2.0  below must",
+		44: "Of 12 lines of qzbd 8 meet the must and 6 the goal. Farthest apart between boots: 100.0% (4k write QD1, null_blk).",
 	} {
 		if lines[at] != want {
 			t.Errorf("line %d is\n%q, want\n%q", at, lines[at], want)
 		}
+	}
+}
+
+// devicesIn counts what is measured in the cells.
+func devicesIn(cells []cell) int {
+	n := 0
+	for _, k := range kinds {
+		n += len(k.selection(cells))
+	}
+	return n
+}
+
+func TestWhatIsNotForAKindIsNotMeasured(t *testing.T) {
+	for _, c := range newResults(cells, threeBoots()).Cells {
+		writes := strings.Contains(c.Cell, " write ")
+		if fresh := slices.ContainsFunc(c.Devices, func(d deviceResult) bool { return d.Device == plainFreshName }); fresh != writes {
+			t.Errorf("%s of a fresh file: %v", c.Cell, fresh)
+		}
+	}
+}
+
+func TestNullKeepsWritePointers(t *testing.T) {
+	n := newNull()
+	do := func(op zns.Op, start, length uint64) {
+		t.Helper()
+		r := zns.Request{Op: op, Start: start, Len: length}
+		if s := n.Begin(&r); s != zns.Answer || r.Err != nil {
+			t.Fatalf("%v at %d: step %v, %v", op, start, s, r.Err)
+		}
+	}
+	const zone = zoneMiB << 20
+	do(zns.OpWrite, zone, 4096)
+	do(zns.OpWrite, 2*zone, zone)
+	for i, want := range []struct {
+		cond zns.Cond
+		wp   uint64
+	}{{zns.CondEmpty, 0}, {zns.CondImpOpen, zone + 4096}, {zns.CondFull, 3 * zone}} {
+		if z := n.Zone(uint32(i)); z.Cond != want.cond || z.WP != want.wp || z.Start != uint64(i)*zone {
+			t.Errorf("zone %d: %+v, want %v with write pointer %d", i, z, want.cond, want.wp)
+		}
+	}
+	do(zns.OpReset, 2*zone, zone)
+	if z := n.Zone(2); z.Cond != zns.CondEmpty || z.WP != 2*zone {
+		t.Errorf("after a reset: %+v", z)
 	}
 }
 
@@ -174,13 +224,21 @@ func TestChartIsXMLWithABarPerFigure(t *testing.T) {
 			count[e.Name.Local]++
 		}
 	}
-	bars := len(cells) * len(kinds)
+	bars := devicesIn(cells)
 	if count["svg"] != 1 || count["rect"] != 1+len(kinds)+bars || count["line"] != len(cells)*2*2 {
 		t.Errorf("elements: %v", count)
 	}
 	for _, want := range []string{"4k randread QD32", "qzbd, fresh image", ">2500<"} {
 		if !bytes.Contains(chart, []byte(want)) {
 			t.Errorf("no %q in the chart", want)
+		}
+	}
+}
+
+func TestEveryKindHasAColor(t *testing.T) {
+	for _, k := range kinds {
+		if colors[k.name] == "" {
+			t.Errorf("%s has none", k.name)
 		}
 	}
 }
@@ -199,7 +257,7 @@ func TestResultsAreSaved(t *testing.T) {
 	if err := json.Unmarshal(text, &got); err != nil {
 		t.Fatal(err)
 	}
-	if got.Cells[5].Devices[2].IOPS != 300 || got.Cells[5].Devices[2].Verdict != belowMustMark {
+	if got.Cells[5].Devices[4].IOPS != 300 || got.Cells[5].Devices[4].Verdict != belowMustMark {
 		t.Errorf("%s", text)
 	}
 	if _, err := os.Stat(filepath.Join(dir, "chart.svg")); err != nil {

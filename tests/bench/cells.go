@@ -28,6 +28,8 @@ func (c cell) name() string { return fmt.Sprintf("%s %s QD%d", c.bs, c.rw, c.dep
 // reads says that the device has to be filled before.
 func (c cell) reads() bool { return c.rw == "randread" }
 
+func (c cell) writes() bool { return !c.reads() }
+
 // fioArgs are those of the cell on a device, for so much of the guest's time.
 func (c cell) fioArgs(runtime string) []string {
 	return []string{

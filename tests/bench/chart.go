@@ -11,13 +11,19 @@ const (
 	chartWidth  = 720
 	chartLeft   = 160 // of the axis
 	chartRight  = 640 // of the longest bar; its figure comes after it
-	chartTop    = 44
 	barHeight   = 14
+	legendLine  = 16
+	legendEntry = 176 // wide; as many to a line as there is room for
 	groupMargin = 14
 )
 
-// colors of the bars, in the order of kinds; with more kinds they begin anew.
-var colors = []string{"#9e9e9e", "#c9a227", "#2f6db5", "#7fb2e5"}
+// colors of the bars, by kind: gray of the peers, brown of what bounds ours, blue
+// of ours.
+var colors = map[string]string{
+	nullBlkName: "#8a8a8a", qemuNBDName: "#c4c4c4",
+	plainFreshName: "#e3cf95", plainAllocatedName: "#c9a227", ublkNullName: "#8a6914",
+	freshName: "#7fb2e5", allocatedName: "#2f6db5",
+}
 
 // chart draws the IOPS of all devices as bars, × null_blk, and across those of
 // ours what they must reach and what is the goal.
@@ -31,13 +37,15 @@ func (r *results) chart() []byte {
 	}
 	x := func(ratio float64) float64 { return chartLeft + ratio/longest*(chartRight-chartLeft) }
 
+	const perLine = chartWidth / legendEntry
+	top := 28 + (len(kinds)+perLine-1)/perLine*legendLine
 	var bars bytes.Buffer
-	y := chartTop
+	y := top
 	for _, c := range r.Cells {
 		fmt.Fprintf(&bars, "<text x='8' y='%d'>%s</text>\n", y+barHeight-3, html.EscapeString(c.Cell))
-		for i, d := range c.Devices {
+		for _, d := range c.Devices {
 			fmt.Fprintf(&bars, "<rect x='%d' y='%d' width='%.1f' height='%d' fill='%s'/>\n",
-				chartLeft, y, x(d.OfNullBlk)-chartLeft, barHeight-2, colors[i%len(colors)])
+				chartLeft, y, x(d.OfNullBlk)-chartLeft, barHeight-2, colors[d.Device])
 			end := d.OfNullBlk
 			if d.Ours {
 				end = max(end, c.Goal)
@@ -59,11 +67,10 @@ func (r *results) chart() []byte {
 	fmt.Fprintf(&svg, "<svg xmlns='http://www.w3.org/2000/svg' width='%d' height='%d' font-family='sans-serif' font-size='11'>\n", chartWidth, y)
 	fmt.Fprintln(&svg, "<rect width='100%' height='100%' fill='white'/>")
 	fmt.Fprintln(&svg, "<text x='8' y='16'>IOPS × null_blk (the figures: IOPS); line: must, dashed: goal</text>")
-	left := 8
 	for i, k := range kinds {
-		fmt.Fprintf(&svg, "<rect x='%d' y='24' width='10' height='10' fill='%s'/>\n", left, colors[i%len(colors)])
-		fmt.Fprintf(&svg, "<text x='%d' y='33'>%s</text>\n", left+14, html.EscapeString(k.name))
-		left += 150
+		left, line := 8+i%perLine*legendEntry, 24+i/perLine*legendLine
+		fmt.Fprintf(&svg, "<rect x='%d' y='%d' width='10' height='10' fill='%s'/>\n", left, line, colors[k.name])
+		fmt.Fprintf(&svg, "<text x='%d' y='%d'>%s</text>\n", left+14, line+9, html.EscapeString(k.name))
 	}
 	svg.Write(bars.Bytes())
 	fmt.Fprintln(&svg, "</svg>")

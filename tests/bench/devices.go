@@ -22,24 +22,51 @@ const (
 type kind struct {
 	name   string
 	zoned  bool
-	ours   bool
+	ours   bool            // must and goal are of such
+	only   func(cell) bool // the cells to measure; nil: all
 	attach func(*bench) (*device, error)
 }
 
-// Names of those that ours are compared with.
+// Names of kinds. Ours are compared with the first two.
 const (
 	nullBlkName = "null_blk"
 	qemuNBDName = "qemu-nbd"
+
+	plainFreshName     = "plain file, fresh"
+	plainAllocatedName = "plain file, allocated"
+
+	ublkNullName = "ublk null"
+
+	freshName     = "qzbd, fresh image"
+	allocatedName = "qzbd, allocated image"
 )
 
 var kinds = []kind{
 	{name: nullBlkName, zoned: true, attach: (*bench).nullBlk},
 	{name: qemuNBDName, attach: (*bench).qemuNBD},
-	{name: "qzbd, fresh image", zoned: true, ours: true, attach: qzbd("off")},
-	{name: "qzbd, allocated image", zoned: true, ours: true, attach: qzbd("full")},
+	// To be read it is filled: no more fresh.
+	{name: plainFreshName, only: cell.writes, attach: plainFile(false)},
+	{name: plainAllocatedName, attach: plainFile(true)},
+	{name: ublkNullName, zoned: true, attach: (*bench).ublkNull},
+	{name: freshName, zoned: true, ours: true, attach: qzbd("off")},
+	{name: allocatedName, zoned: true, ours: true, attach: qzbd("full")},
 }
 
-// device is an attached device.
+// measures says whether the cell is one for the kind.
+func (k kind) measures(c cell) bool { return k.only == nil || k.only(c) }
+
+// selection is those of the cells that are for the kind.
+func (k kind) selection(cells []cell) []cell {
+	var list []cell
+	for _, c := range cells {
+		if k.measures(c) {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+// device is an attached device, or a file.
 type device struct {
 	node   string
 	detach func() error

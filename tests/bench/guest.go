@@ -55,7 +55,7 @@ func measure(selected []cell, program string) error {
 	}
 	for _, runtime := range []string{warmUp, measured} {
 		for _, k := range kinds {
-			iops, err := b.measureKind(k, selected, runtime)
+			iops, err := b.measureKind(k, k.selection(selected), runtime)
 			if err != nil {
 				return fmt.Errorf("%s: %w", k.name, err)
 			}
@@ -113,14 +113,13 @@ func (b *bench) versions(result *boot) error {
 // device, the reads on one that is full.
 func (b *bench) measureKind(k kind, selected []cell, runtime string) (map[string]float64, error) {
 	iops := make(map[string]float64)
-	read := func(c cell) bool { return c.reads() }
-	for _, c := range slices.DeleteFunc(slices.Clone(selected), read) {
+	for _, c := range slices.DeleteFunc(slices.Clone(selected), cell.reads) {
 		err := b.with(k, func(d *device) error { return b.measureCell(k, d, c, runtime, iops) })
 		if err != nil {
 			return nil, err
 		}
 	}
-	if !slices.ContainsFunc(selected, read) {
+	if !slices.ContainsFunc(selected, cell.reads) {
 		return iops, nil
 	}
 	return iops, b.with(k, func(d *device) error {

@@ -8,7 +8,7 @@
 // Every boot measures all cells on all devices, each write cell on a device of
 // its own, after a short pass that is thrown away. Figures are the medians of
 // the boots. The table goes to stdout, results.json and chart.svg to the
-// directory of -out.
+// directory of -out. The exit status is 1 if a figure is below what it must be.
 package main
 
 import (
@@ -91,7 +91,13 @@ func run(ctx context.Context, args []string) error {
 	if err := r.save(*out); err != nil {
 		return err
 	}
-	return r.print(os.Stdout)
+	if err := r.print(os.Stdout); err != nil {
+		return err
+	}
+	if _, belowMust, _ := r.short(); belowMust > 0 {
+		return fmt.Errorf("%d lines of qzbd are below what they must reach", belowMust)
+	}
+	return nil
 }
 
 // selectCells returns the cells whose names match.

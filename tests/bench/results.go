@@ -8,6 +8,9 @@ import (
 	"slices"
 )
 
+// clockRate is what the guest executes in its second, of instructions.
+const clockRate = 1_000_000_000
+
 // results are the medians of all boots, as results.json has them.
 type results struct {
 	Linux string       `json:"linux"`
@@ -27,21 +30,26 @@ type cellResult struct {
 }
 
 type deviceResult struct {
-	Device    string    `json:"device"`
-	IOPS      float64   `json:"iops"`     // the median
-	Runs      []float64 `json:"runs"`     // IOPS of each boot
-	OfNullBlk float64   `json:"null_blk"` // × null_blk: the median of the boots' ratios
-	OfNBD     float64   `json:"qemu-nbd"` // × qemu-nbd, likewise
-	Ours      bool      `json:"ours"`
-	Verdict   string    `json:"verdict,omitempty"` // how it falls short
+	Device       string    `json:"device"`
+	IOPS         float64   `json:"iops"`         // the median
+	Instructions float64   `json:"instructions"` // per I/O
+	Runs         []float64 `json:"runs"`         // IOPS of each boot
+	Spread       float64   `json:"spread"`       // from the least of them to the most, % of the median
+	OfNullBlk    float64   `json:"null_blk"`     // × null_blk: the median of the boots' ratios
+	OfNBD        float64   `json:"qemu-nbd"`     // × qemu-nbd, likewise
+	Ours         bool      `json:"ours"`
+	Verdict      string    `json:"verdict,omitempty"` // how it falls short
 }
 
-// newResults sums boots up. Each has all kinds and all of the cells.
+// newResults sums boots up. Each has the cells that are for the kind, of all kinds.
 func newResults(selected []cell, boots []boot) *results {
 	r := &results{Linux: boots[0].Linux, Fio: boots[0].Fio, QEMU: boots[0].QEMU, Qzbd: boots[0].Qzbd, Boots: len(boots)}
 	for _, c := range selected {
 		cr := cellResult{Cell: c.name(), Must: c.must, Goal: c.goal, MustNBD: c.mustNBD}
 		for _, k := range kinds {
+			if !k.measures(c) {
+				continue
+			}
 			d := deviceResult{Device: k.name, Ours: k.ours}
 			var ofNullBlk, ofNBD []float64
 			for _, b := range boots {
@@ -51,6 +59,8 @@ func newResults(selected []cell, boots []boot) *results {
 				ofNBD = append(ofNBD, n/b.IOPS[qemuNBDName][c.name()])
 			}
 			d.IOPS, d.OfNullBlk, d.OfNBD = median(d.Runs), median(ofNullBlk), median(ofNBD)
+			d.Instructions = float64(clockRate) / d.IOPS
+			d.Spread = 100 * (slices.Max(d.Runs) - slices.Min(d.Runs)) / d.IOPS
 			if k.ours {
 				d.Verdict = c.verdict(d.OfNullBlk, d.OfNBD)
 			}
@@ -68,20 +78,15 @@ func median(values []float64) float64 {
 	return (s[(n-1)/2] + s[n/2]) / 2
 }
 
-// spread is how far the runs lie apart, as a part of their median.
-func (d *deviceResult) spread() float64 {
-	return (slices.Max(d.Runs) - slices.Min(d.Runs)) / d.IOPS
-}
-
 // widest returns the cell and the device whose runs lie farthest apart.
 func (r *results) widest() (cellResult, deviceResult) {
 	var cell cellResult
 	var device deviceResult
 	far := -1.0
 	for _, c := range r.Cells {
-		d := slices.MaxFunc(c.Devices, func(a, b deviceResult) int { return cmp.Compare(a.spread(), b.spread()) })
-		if s := d.spread(); s > far {
-			cell, device, far = c, d, s
+		d := slices.MaxFunc(c.Devices, func(a, b deviceResult) int { return cmp.Compare(a.Spread, b.Spread) })
+		if d.Spread > far {
+			cell, device, far = c, d, d.Spread
 		}
 	}
 	return cell, device
