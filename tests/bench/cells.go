@@ -30,6 +30,9 @@ func (c cell) reads() bool { return c.rw == "randread" }
 
 func (c cell) writes() bool { return !c.reads() }
 
+// copies says that a copy of the data shows.
+func (c cell) copies() bool { return c.writes() && c.depth > 1 }
+
 // fioArgs are those of the cell on a device, for so much of the guest's time.
 func (c cell) fioArgs(runtime string) []string {
 	return []string{

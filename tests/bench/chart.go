@@ -18,11 +18,11 @@ const (
 )
 
 // colors of the bars, by kind: gray of the peers, brown of what bounds ours, blue
-// of ours.
+// of ours, green of ours when it copies.
 var colors = map[string]string{
 	nullBlkName: "#8a8a8a", qemuNBDName: "#c4c4c4",
 	plainFreshName: "#e3cf95", plainAllocatedName: "#c9a227", ublkNullName: "#8a6914",
-	freshName: "#7fb2e5", allocatedName: "#2f6db5",
+	freshName: "#7fb2e5", allocatedName: "#2f6db5", freshCopyName: "#bcd9bc", allocatedCopyName: "#5c9a5c",
 }
 
 // chart draws the IOPS of all devices as bars, × null_blk, and across those of

@@ -23,6 +23,7 @@ type kind struct {
 	name   string
 	zoned  bool
 	ours   bool            // must and goal are of such
+	flag   string          // of attach, without which there is no such
 	only   func(cell) bool // the cells to measure; nil: all
 	attach func(*bench) (*device, error)
 }
@@ -37,9 +38,14 @@ const (
 
 	ublkNullName = "ublk null"
 
-	freshName     = "qzbd, fresh image"
-	allocatedName = "qzbd, allocated image"
+	freshName         = "qzbd, fresh image"
+	allocatedName     = "qzbd, allocated image"
+	freshCopyName     = "qzbd, fresh, copying"
+	allocatedCopyName = "qzbd, allocated, copying"
 )
+
+// noZeroCopy has a server copy the data of requests.
+const noZeroCopy = "--no-zero-copy"
 
 var kinds = []kind{
 	{name: nullBlkName, zoned: true, attach: (*bench).nullBlk},
@@ -50,6 +56,9 @@ var kinds = []kind{
 	{name: ublkNullName, zoned: true, attach: (*bench).ublkNull},
 	{name: freshName, zoned: true, ours: true, attach: qzbd("off")},
 	{name: allocatedName, zoned: true, ours: true, attach: qzbd("full")},
+	// Must and goal are of what attach does by itself.
+	{name: freshCopyName, zoned: true, flag: noZeroCopy, only: cell.copies, attach: qzbd("off", noZeroCopy)},
+	{name: allocatedCopyName, zoned: true, flag: noZeroCopy, only: cell.copies, attach: qzbd("full", noZeroCopy)},
 }
 
 // measures says whether the cell is one for the kind.
@@ -146,7 +155,7 @@ func connected(sys string) bool {
 }
 
 // qzbd attaches one of our images, with one queue of depth 128.
-func qzbd(preallocation string) func(*bench) (*device, error) {
+func qzbd(preallocation string, flags ...string) func(*bench) (*device, error) {
 	return func(b *bench) (*device, error) {
 		if err := b.run("modprobe", "ublk_drv"); err != nil {
 			return nil, err
@@ -156,7 +165,8 @@ func qzbd(preallocation string) func(*bench) (*device, error) {
 		if err := b.run(program, "create", "-o", options, image, fmt.Sprintf("%dM", sizeMiB)); err != nil {
 			return nil, err
 		}
-		out, err := b.output(program, "attach", "--queues=1", "--depth=128", image)
+		args := append([]string{"attach", "--queues=1", "--depth=128", image}, flags...)
+		out, err := b.output(program, args...)
 		if err != nil {
 			return nil, err
 		}

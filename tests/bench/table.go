@@ -10,11 +10,11 @@ import (
 func (r *results) print(w io.Writer) error {
 	var s strings.Builder
 	fmt.Fprintf(&s, "Linux %s, %s, %s, %s; boots: %d. IOPS = 10⁹ / instructions of the guest per I/O.\n\n", r.Linux, r.Fio, r.QEMU, r.Qzbd, r.Boots)
-	fmt.Fprintf(&s, "%-17s %-22s %7s %8s %11s %5s %5s %11s %5s\n", "cell", "device", "IOPS", "instr.", "× null_blk", "must", "goal", "× qemu-nbd", "must")
+	fmt.Fprintf(&s, "%-17s %-24s %7s %8s %11s %5s %5s %11s %5s\n", "cell", "device", "IOPS", "instr.", "× null_blk", "must", "goal", "× qemu-nbd", "must")
 	for _, c := range r.Cells {
 		name := c.Cell
 		for _, d := range c.Devices {
-			line := fmt.Sprintf("%-17s %-22s %7.0f %8.0f %11.2f ", name, d.Device, d.IOPS, d.Instructions, d.OfNullBlk)
+			line := fmt.Sprintf("%-17s %-24s %7.0f %8.0f %11.2f ", name, d.Device, d.IOPS, d.Instructions, d.OfNullBlk)
 			if d.Ours {
 				line += fmt.Sprintf("%5.2f %5.2f %11.2f %5.1f  %s", c.Must, c.Goal, d.OfNBD, c.MustNBD, d.Verdict)
 			} else {
