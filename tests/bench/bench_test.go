@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -34,12 +35,12 @@ func TestCellsSayWhatFallsShort(t *testing.T) {
 
 func TestCellsAreSelectedByName(t *testing.T) {
 	for _, c := range []struct {
-		only string
-		want int
-	}{{"", len(cells)}, {"^4k write QD1$", 1}, {"randread", 2}, {"nothing", 0}, {"(", 0}} {
-		got, err := selectCells(c.only)
-		if len(got) != c.want || (err != nil) != (c.want == 0) {
-			t.Errorf("%q: %d cells, %v, want %d", c.only, len(got), err, c.want)
+		only         string
+		one, several int
+	}{{"", len(cells), len(parallel)}, {"^4k write QD1$", 1, 0}, {"randread", 2, 1}, {"jobs", 0, 2}, {"nothing", 0, 0}} {
+		re := regexp.MustCompile(c.only)
+		if one, several := len(selectCells(cells, re)), len(selectCells(parallel, re)); one != c.one || several != c.several {
+			t.Errorf("%q: %d and %d cells, want %d and %d", c.only, one, several, c.one, c.several)
 		}
 	}
 }
@@ -47,6 +48,12 @@ func TestCellsAreSelectedByName(t *testing.T) {
 func TestFioArgumentsAreThoseOfTheCell(t *testing.T) {
 	got := cell{rw: "write", bs: "64k", depth: 32}.fioArgs(measured)
 	for _, want := range []string{"--rw=write", "--bs=64k", "--iodepth=32", "--time_based", "--runtime=1s", "--size=100%"} {
+		if !slices.Contains(got, want) {
+			t.Errorf("no %s in %q", want, got)
+		}
+	}
+	got = parallel[0].fioArgs(measured)
+	for _, want := range []string{"--numjobs=4", "--size=25%", "--offset_increment=25%", "--cpus_allowed=0-3"} {
 		if !slices.Contains(got, want) {
 			t.Errorf("no %s in %q", want, got)
 		}
@@ -216,6 +223,34 @@ func TestNullKeepsWritePointers(t *testing.T) {
 	do(zns.OpReset, 2*zone, zone)
 	if z := n.Zone(2); z.Cond != zns.CondEmpty || z.WP != 2*zone {
 		t.Errorf("after a reset: %+v", z)
+	}
+}
+
+func TestRoundsAreSummedUp(t *testing.T) {
+	var all []queueRound
+	for _, speed := range []float64{1, 5, 2} { // of the host
+		round := make(queueRound)
+		for _, n := range queueCounts {
+			round[n] = make(map[string]map[string]float64)
+			for i, k := range kinds {
+				round[n][k.name] = map[string]float64{parallel[0].name(): speed * float64(n*1000+i)}
+			}
+		}
+		all = append(all, round)
+	}
+	r := &results{Scaling: newScaling(parallel[:1], all)}
+	var out strings.Builder
+	if err := r.print(&out); err != nil {
+		t.Fatal(err)
+	}
+	const want = `Indication only: IOPS by the wall clock with 4 emulated CPUs (× one queue); rounds: 3.
+
+load                      device                        queues: 1        queues: 2        queues: 4
+4k write QD32, 4 jobs     null_blk                   2000 ( 1.00)     4000 ( 2.00)     8000 ( 4.00)
+4k write QD32, 4 jobs     qzbd, allocated image      2012 ( 1.00)     4012 ( 1.99)     8012 ( 3.98)
+`
+	if out.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
 	}
 }
 

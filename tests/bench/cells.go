@@ -1,12 +1,17 @@
 package main
 
-import "fmt"
+import (
+	"fmt"
+	"regexp"
+	"slices"
+)
 
 // cell is one load, and how fast our device is to be under it.
 type cell struct {
 	rw    string // as fio has it
 	bs    string
 	depth int
+	jobs  int // at once, each with zones and a CPU of its own; 0: one
 
 	// Factors of the IOPS of null_blk and of qemu-nbd in the same boot.
 	must    float64 // about what a plain file through ublk reaches, in C++
@@ -23,7 +28,19 @@ var cells = []cell{
 	{rw: "randread", bs: "4k", depth: 32, must: 0.45, goal: 0.60, mustNBD: 2},
 }
 
-func (c cell) name() string { return fmt.Sprintf("%s %s QD%d", c.bs, c.rw, c.depth) }
+// parallel are those to be measured with several queues.
+var parallel = []cell{
+	{rw: "write", bs: "4k", depth: 32, jobs: cpus},
+	{rw: "randread", bs: "4k", depth: 32, jobs: cpus},
+}
+
+func (c cell) name() string {
+	name := fmt.Sprintf("%s %s QD%d", c.bs, c.rw, c.depth)
+	if c.jobs > 0 {
+		name += fmt.Sprintf(", %d jobs", c.jobs)
+	}
+	return name
+}
 
 // reads says that the device has to be filled before.
 func (c cell) reads() bool { return c.rw == "randread" }
@@ -35,10 +52,22 @@ func (c cell) copies() bool { return c.writes() && c.depth > 1 }
 
 // fioArgs are those of the cell on a device, for so much of the guest's time.
 func (c cell) fioArgs(runtime string) []string {
-	return []string{
+	args := []string{
 		"--rw=" + c.rw, "--bs=" + c.bs, fmt.Sprintf("--iodepth=%d", c.depth),
-		"--time_based", "--runtime=" + runtime, "--randrepeat=1", "--norandommap", "--size=100%",
+		"--time_based", "--runtime=" + runtime, "--randrepeat=1", "--norandommap",
 	}
+	if c.jobs == 0 {
+		return append(args, "--size=100%")
+	}
+	share := fmt.Sprintf("%d%%", 100/c.jobs)
+	return append(args, fmt.Sprintf("--numjobs=%d", c.jobs), "--group_reporting",
+		"--size="+share, "--offset_increment="+share,
+		fmt.Sprintf("--cpus_allowed=0-%d", c.jobs-1), "--cpus_allowed_policy=split")
+}
+
+// selectCells returns those whose names match.
+func selectCells(of []cell, only *regexp.Regexp) []cell {
+	return slices.DeleteFunc(slices.Clone(of), func(c cell) bool { return !only.MatchString(c.name()) })
 }
 
 // Marks of a device that falls short under a load.

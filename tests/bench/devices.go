@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -61,18 +62,9 @@ var kinds = []kind{
 	{name: allocatedCopyName, zoned: true, flag: noZeroCopy, only: cell.copies, attach: qzbd("full", noZeroCopy)},
 }
 
-// measures says whether the cell is one for the kind.
-func (k kind) measures(c cell) bool { return k.only == nil || k.only(c) }
-
 // selection is those of the cells that are for the kind.
 func (k kind) selection(cells []cell) []cell {
-	var list []cell
-	for _, c := range cells {
-		if k.measures(c) {
-			list = append(list, c)
-		}
-	}
-	return list
+	return slices.DeleteFunc(slices.Clone(cells), func(c cell) bool { return k.only != nil && !k.only(c) })
 }
 
 // device is an attached device, or a file.
@@ -96,7 +88,7 @@ func (b *bench) nullBlk() (*device, error) {
 		value int
 	}{
 		{"size", sizeMiB}, {"zoned", 1}, {"zone_size", zoneMiB}, {"memory_backed", 1}, {"blocksize", 4096},
-		{"queue_mode", 2}, {"irqmode", 0}, {"power", 1},
+		{"queue_mode", 2}, {"irqmode", 0}, {"submit_queues", b.queues}, {"power", 1},
 	} {
 		if err := os.WriteFile(filepath.Join(dir, a.name), fmt.Appendln(nil, a.value), 0); err != nil {
 			return nil, err
@@ -154,7 +146,7 @@ func connected(sys string) bool {
 	return err == nil && strings.TrimSpace(string(size)) != "0"
 }
 
-// qzbd attaches one of our images, with one queue of depth 128.
+// qzbd attaches one of our images, with queues of depth 128.
 func qzbd(preallocation string, flags ...string) func(*bench) (*device, error) {
 	return func(b *bench) (*device, error) {
 		if err := b.run("modprobe", "ublk_drv"); err != nil {
@@ -165,7 +157,7 @@ func qzbd(preallocation string, flags ...string) func(*bench) (*device, error) {
 		if err := b.run(program, "create", "-o", options, image, fmt.Sprintf("%dM", sizeMiB)); err != nil {
 			return nil, err
 		}
-		args := append([]string{"attach", "--queues=1", "--depth=128", image}, flags...)
+		args := append([]string{"attach", fmt.Sprintf("--queues=%d", b.queues), "--depth=128", image}, flags...)
 		out, err := b.output(program, args...)
 		if err != nil {
 			return nil, err

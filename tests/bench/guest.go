@@ -31,25 +31,39 @@ const (
 
 // bench is the program inside the machine.
 type bench struct {
-	dir string // in memory: programs, images
+	dir    string // in memory: programs, images
+	queues int    // of each device, as far as it has such
 }
 
 func (b *bench) path(name string) string { return filepath.Join(b.dir, name) }
 
-// measure runs the cells on every kind of device and leaves a boot; program is
-// the qzbd to use.
-func measure(selected []cell, program string) error {
+// newBench brings the programs that everything needs; program is the qzbd to use.
+func newBench(program string) (*bench, error) {
 	dir, err := os.MkdirTemp("", "bench-")
+	if err != nil {
+		return nil, err
+	}
+	b := &bench{dir: dir, queues: 1}
+	for _, p := range []struct{ name, path string }{{"fio", "fio"}, {"qemu-nbd", "qemu-nbd"}, {"qzbd", program}} {
+		if err := b.bring(p.name, p.path); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+// leave writes what the program outside waits for.
+func leave(result any) error {
+	text, err := json.Marshal(result)
 	if err != nil {
 		return err
 	}
-	b := &bench{dir}
+	return os.WriteFile(filepath.Join(os.Getenv("QZBD_VM_OUT"), resultFile), text, 0o644)
+}
+
+// measure runs the cells on every kind of device and leaves a boot.
+func (b *bench) measure(selected []cell) error {
 	result := boot{IOPS: make(map[string]map[string]float64)}
-	for _, p := range []struct{ name, path string }{{"fio", "fio"}, {"qemu-nbd", "qemu-nbd"}, {"qzbd", program}} {
-		if err := b.bring(p.name, p.path); err != nil {
-			return err
-		}
-	}
 	if err := b.versions(&result); err != nil {
 		return err
 	}
@@ -69,11 +83,7 @@ func measure(selected []cell, program string) error {
 			result.IOPS[k.name] = iops
 		}
 	}
-	text, err := json.Marshal(result)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(os.Getenv("QZBD_VM_OUT"), bootFile), text, 0o644)
+	return leave(result)
 }
 
 // bring copies a program, so that no page of it has to come from the host.
@@ -169,8 +179,8 @@ func (b *bench) measureCell(k kind, d *device, c cell, runtime string, iops map[
 	if err != nil {
 		return fmt.Errorf("%s: %w", c.name(), err)
 	}
-	if runtime == measured {
-		fmt.Fprintf(os.Stderr, "%-18s %-22s %7.0f IOPS\n", c.name(), k.name, n)
+	if runtime != warmUp {
+		fmt.Fprintf(os.Stderr, "%-24s %-24s %7.0f IOPS\n", c.name(), k.name, n)
 	}
 	iops[c.name()] = n
 	return nil

@@ -13,7 +13,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -21,17 +20,21 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/qzbd/qzbd/tests/vm"
 )
 
-// guestMode is the first argument of the program inside the machine.
-const guestMode = "guest"
+// Modes of the program inside the machine, its first argument.
+const (
+	modeCells  = "guest-cells"
+	modeQueues = "guest-queues"
+)
 
-// bootFile is what the program inside leaves in $QZBD_VM_OUT.
-const bootFile = "boot.json"
+// resultFile is what the program inside leaves in $QZBD_VM_OUT.
+const resultFile = "boot.json"
 
 // timeLimit of a boot says that something hangs, never that something is slow.
 const timeLimit = 2 * time.Hour
@@ -47,9 +50,9 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) error {
-	inside := len(args) > 0 && args[0] == guestMode
-	if inside {
-		args = args[1:]
+	mode := ""
+	if len(args) > 0 && strings.HasPrefix(args[0], "guest-") {
+		mode, args = args[0], args[1:]
 	}
 	flags := flag.NewFlagSet("bench", flag.ExitOnError)
 	boots := flags.Int("boots", 3, "`number` of boots to take the median of")
@@ -60,12 +63,26 @@ func run(ctx context.Context, args []string) error {
 	if *boots < 1 || flags.NArg() > 0 {
 		return errors.New("want at least one boot and no arguments, see -help")
 	}
-	selected, err := selectCells(*only)
+	re, err := regexp.Compile(*only)
 	if err != nil {
-		return err
+		return fmt.Errorf("cells: %w", err)
 	}
-	if inside {
-		return measure(selected, *program)
+	one, several := selectCells(cells, re), selectCells(parallel, re)
+	if len(one)+len(several) == 0 {
+		return fmt.Errorf("no cell matches %q: the names are like %q and %q", *only, cells[0].name(), parallel[0].name())
+	}
+	if mode != "" {
+		b, err := newBench(*program)
+		if err != nil {
+			return err
+		}
+		switch mode {
+		case modeCells:
+			return b.measure(one)
+		case modeQueues:
+			return b.measureQueues(several)
+		}
+		return fmt.Errorf("unknown mode %q", mode)
 	}
 	// The machine's working directory may be another one.
 	path, err := filepath.Abs(*program)
@@ -78,16 +95,11 @@ func run(ctx context.Context, args []string) error {
 	if err := vm.InstallDeps(ctx, os.Stderr); err != nil {
 		return err
 	}
-	var all []boot
-	for i := range *boots {
-		fmt.Fprintf(os.Stderr, "boot %d of %d\n", i+1, *boots)
-		b, err := runBoot(ctx, *out, []string{guestMode, "-cells", *only, "-qzbd", path})
-		if err != nil {
-			return fmt.Errorf("boot %d: %w", i+1, err)
-		}
-		all = append(all, b)
+	h := host{out: *out, args: []string{"-cells", *only, "-qzbd", path}}
+	r, err := h.measure(ctx, one, several, *boots)
+	if err != nil {
+		return err
 	}
-	r := newResults(selected, all)
 	if err := r.save(*out); err != nil {
 		return err
 	}
@@ -98,51 +110,4 @@ func run(ctx context.Context, args []string) error {
 		return fmt.Errorf("%d lines of qzbd are below what they must reach", belowMust)
 	}
 	return nil
-}
-
-// selectCells returns the cells whose names match.
-func selectCells(only string) ([]cell, error) {
-	re, err := regexp.Compile(only)
-	if err != nil {
-		return nil, fmt.Errorf("cells: %w", err)
-	}
-	var list []cell
-	for _, c := range cells {
-		if re.MatchString(c.name()) {
-			list = append(list, c)
-		}
-	}
-	if len(list) == 0 {
-		return nil, fmt.Errorf("no cell matches %q: the names are like %q", only, cells[0].name())
-	}
-	return list, nil
-}
-
-// runBoot has one machine run this program with args.
-func runBoot(ctx context.Context, out string, args []string) (boot, error) {
-	var b boot
-	self, err := os.Executable()
-	if err != nil {
-		return b, err
-	}
-	file := filepath.Join(out, bootFile)
-	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return b, err
-	}
-	status, err := vm.Run(ctx, vm.Options{Series: vm.Series7, VirtualClock: true, Timeout: timeLimit, Out: out},
-		append([]string{self}, args...))
-	if err != nil {
-		return b, err
-	}
-	if status != 0 {
-		return b, fmt.Errorf("exit status %d in the machine", status)
-	}
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return b, err
-	}
-	if err := json.Unmarshal(text, &b); err != nil {
-		return b, fmt.Errorf("%s: %w", file, err)
-	}
-	return b, os.Remove(file)
 }

@@ -18,7 +18,9 @@ type results struct {
 	QEMU  string       `json:"qemu"`
 	Qzbd  string       `json:"qzbd"`
 	Boots int          `json:"boots"`
-	Cells []cellResult `json:"cells"`
+	Cells []cellResult `json:"cells,omitempty"`
+
+	Scaling *scaling `json:"scaling,omitempty"`
 }
 
 type cellResult struct {
@@ -44,6 +46,9 @@ type deviceResult struct {
 // newResults sums boots up. All have the same kinds, with the cells that are for
 // them.
 func newResults(selected []cell, boots []boot) *results {
+	if len(boots) == 0 {
+		return new(results)
+	}
 	r := &results{Linux: boots[0].Linux, Fio: boots[0].Fio, QEMU: boots[0].QEMU, Qzbd: boots[0].Qzbd, Boots: len(boots)}
 	for _, c := range selected {
 		cr := cellResult{Cell: c.name(), Must: c.must, Goal: c.goal, MustNBD: c.mustNBD}
@@ -112,7 +117,7 @@ func (r *results) short() (rows, belowMust, belowGoal int) {
 	return rows, belowMust, belowGoal
 }
 
-// save writes results.json and chart.svg.
+// save writes results.json, and chart.svg if it has cells.
 func (r *results) save(dir string) error {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
@@ -120,6 +125,9 @@ func (r *results) save(dir string) error {
 	}
 	if err := os.WriteFile(filepath.Join(dir, "results.json"), append(text, '\n'), 0o644); err != nil {
 		return err
+	}
+	if len(r.Cells) == 0 {
+		return nil
 	}
 	return os.WriteFile(filepath.Join(dir, "chart.svg"), r.chart(), 0o644)
 }

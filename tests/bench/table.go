@@ -6,8 +6,21 @@ import (
 	"strings"
 )
 
-// print writes the table, one line per cell and device.
+// print writes the tables of what was measured.
 func (r *results) print(w io.Writer) error {
+	var parts []string
+	if len(r.Cells) > 0 {
+		parts = append(parts, r.table())
+	}
+	if r.Scaling != nil {
+		parts = append(parts, r.Scaling.table())
+	}
+	_, err := io.WriteString(w, strings.Join(parts, "\n"))
+	return err
+}
+
+// table has one line per cell and device.
+func (r *results) table() string {
 	var s strings.Builder
 	fmt.Fprintf(&s, "Linux %s, %s, %s, %s; boots: %d. IOPS = 10⁹ / instructions of the guest per I/O.\n\n", r.Linux, r.Fio, r.QEMU, r.Qzbd, r.Boots)
 	fmt.Fprintf(&s, "%-17s %-24s %7s %8s %11s %5s %5s %11s %5s\n", "cell", "device", "IOPS", "instr.", "× null_blk", "must", "goal", "× qemu-nbd", "must")
@@ -30,6 +43,6 @@ func (r *results) print(w io.Writer) error {
 		c, d := r.widest()
 		fmt.Fprintf(&s, " Farthest apart between boots: %.1f%% (%s, %s).", d.Spread, c.Cell, d.Device)
 	}
-	_, err := fmt.Fprintln(w, s.String())
-	return err
+	fmt.Fprintln(&s)
+	return s.String()
 }

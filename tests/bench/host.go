@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/qzbd/qzbd/tests/vm"
+)
+
+// host boots the machines that run this program.
+type host struct {
+	out  string   // directory for what they leave
+	args []string // of the program, after its mode
+}
+
+// measure has the cells measured in so many boots, those with several jobs in
+// one more.
+func (h host) measure(ctx context.Context, one, several []cell, boots int) (*results, error) {
+	var all []boot
+	for i := range boots {
+		if len(one) == 0 {
+			break
+		}
+		fmt.Fprintf(os.Stderr, "boot %d of %d\n", i+1, boots)
+		var b boot
+		if err := h.run(ctx, vm.Options{VirtualClock: true}, modeCells, &b); err != nil {
+			return nil, fmt.Errorf("boot %d: %w", i+1, err)
+		}
+		all = append(all, b)
+	}
+	r := newResults(one, all)
+	if len(several) == 0 {
+		return r, nil
+	}
+	fmt.Fprintln(os.Stderr, "boot with several CPUs")
+	var runs []queueRound
+	if err := h.run(ctx, vm.Options{CPUs: cpus}, modeQueues, &runs); err != nil {
+		return nil, fmt.Errorf("boot with several CPUs: %w", err)
+	}
+	r.Scaling = newScaling(several, runs)
+	return r, nil
+}
+
+// run has one machine run this program, and reads into result what it leaves.
+func (h host) run(ctx context.Context, o vm.Options, mode string, result any) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(h.out, resultFile)
+	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	o.Series, o.Timeout, o.Out = vm.Series7, timeLimit, h.out
+	status, err := vm.Run(ctx, o, append([]string{self, mode}, h.args...))
+	if err != nil {
+		return err
+	}
+	if status != 0 {
+		return fmt.Errorf("exit status %d in the machine", status)
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(text, result); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	return os.Remove(file)
+}
