@@ -25,7 +25,7 @@ SERIES ?= 6.12 7
 space := $(subst ,, )
 comma := ,
 
-.PHONY: build vm zbdtest driver install files deb demo test unit race fuzz long vm-test systemd-test test-native lint clean sim mutants powercut kills upgrades bench bench-native bench-go growth profile
+.PHONY: build vm zbdtest driver install files deb demo test unit race fuzz long vm-test systemd-test test-native lint clean sim mutants powercut kills upgrades bench bench-native bench-go growth profile profile-guest
 
 build: # a second -ldflags replaces the first, so it repeats it; without cgo it starts twice as fast
 	CGO_ENABLED=0 go build -ldflags='$(LDFLAGS)' -o bin/qzbd ./cmd/qzbd
@@ -129,6 +129,9 @@ growth: # how cost grows with zones
 PROFILEDIR ?= /dev/shm
 profile: build
 	bin=$(CURDIR)/bin sh tests/engine/profile.sh $(PROFILEDIR)
+
+profile-guest: build # where the instructions go that make bench counts
+	go run ./tests/bench -profile -cells='$(or $(CELLS),^4k write QD1$$)'
 
 clean:
 	rm -rf bin

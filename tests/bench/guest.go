@@ -188,18 +188,30 @@ func (b *bench) measureCell(k kind, d *device, c cell, runtime string, iops map[
 
 // fio runs one job and returns its I/Os per second.
 func (b *bench) fio(k kind, d *device, args ...string) (float64, error) {
-	file := b.path("fio.json")
-	args = append([]string{
-		"--name=bench", "--filename=" + d.node, "--direct=1", "--ioengine=libaio",
-		"--output-format=json", "--output=" + file,
-	}, args...)
-	if k.zoned {
-		args = append(args, "--zonemode=zbd")
-	}
-	if err := b.run(b.path("fio"), args...); err != nil {
+	command := b.fioCommand(k, d, args...)
+	if err := b.run(command[0], command[1:]...); err != nil {
 		return 0, err
 	}
-	out, err := os.ReadFile(file)
+	return b.fioIOPS()
+}
+
+// fioCommand is the command line of a job.
+func (b *bench) fioCommand(k kind, d *device, args ...string) []string {
+	command := append([]string{
+		b.path("fio"), "--name=bench", "--filename=" + d.node, "--direct=1", "--ioengine=libaio",
+		"--output-format=json", "--output=" + b.path(fioFile),
+	}, args...)
+	if k.zoned {
+		command = append(command, "--zonemode=zbd")
+	}
+	return command
+}
+
+const fioFile = "fio.json"
+
+// fioIOPS is what the last job reached.
+func (b *bench) fioIOPS() (float64, error) {
+	out, err := os.ReadFile(b.path(fioFile))
 	if err != nil {
 		return 0, err
 	}

@@ -9,6 +9,9 @@
 // its own, after a short pass that is thrown away. Figures are the medians of
 // the boots. The table goes to stdout, results.json and chart.svg to the
 // directory of -out. The exit status is 1 if a figure is below what it must be.
+//
+// What is to be measured with several queues takes several CPUs, and so a machine
+// with an ordinary clock, once; -profile shows the functions behind the figures.
 package main
 
 import (
@@ -29,8 +32,9 @@ import (
 
 // Modes of the program inside the machine, its first argument.
 const (
-	modeCells  = "guest-cells"
-	modeQueues = "guest-queues"
+	modeCells   = "guest-cells"
+	modeQueues  = "guest-queues"
+	modeProfile = "guest-profile"
 )
 
 // resultFile is what the program inside leaves in $QZBD_VM_OUT.
@@ -59,6 +63,7 @@ func run(ctx context.Context, args []string) error {
 	out := flags.String("out", "bin/bench", "`directory` of results.json and chart.svg")
 	program := flags.String("qzbd", "bin/qzbd", "the `program` to be measured")
 	only := flags.String("cells", "", "only the cells that match the `regexp`")
+	profile := flags.Bool("profile", false, "instead of measuring, print where the guest's instructions go")
 	flags.Parse(args)
 	if *boots < 1 || flags.NArg() > 0 {
 		return errors.New("want at least one boot and no arguments, see -help")
@@ -81,6 +86,8 @@ func run(ctx context.Context, args []string) error {
 			return b.measure(one)
 		case modeQueues:
 			return b.measureQueues(several)
+		case modeProfile:
+			return b.profile(one)
 		}
 		return fmt.Errorf("unknown mode %q", mode)
 	}
@@ -92,10 +99,13 @@ func run(ctx context.Context, args []string) error {
 	if _, err := os.Stat(path); err != nil {
 		return fmt.Errorf("program: %w: build it with make", err)
 	}
+	h := host{out: *out, args: []string{"-cells", *only, "-qzbd", path}}
+	if *profile {
+		return h.profile(ctx)
+	}
 	if err := vm.InstallDeps(ctx, os.Stderr); err != nil {
 		return err
 	}
-	h := host{out: *out, args: []string{"-cells", *only, "-qzbd", path}}
 	r, err := h.measure(ctx, one, several, *boots)
 	if err != nil {
 		return err

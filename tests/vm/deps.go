@@ -8,11 +8,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
-// dependencies maps a program the tests run to the Debian package that has it.
-var dependencies = []struct{ program, pkg string }{
+// Dependency is a program and the Debian package that has it.
+type Dependency struct{ Program, Package string }
+
+// dependencies are the programs that the tests run.
+var dependencies = []Dependency{
 	{"qemu-system-x86_64", "qemu-system-x86"},
 	{"qemu-img", "qemu-utils"},
 	{"qemu-io", "qemu-utils"},
@@ -37,8 +41,9 @@ var dependencies = []struct{ program, pkg string }{
 // headers the race detector's C compiler needs, which no program shows.
 const libcHeader = "/usr/include/stdlib.h"
 
-// missing lists the packages of the programs that this machine lacks.
-func missing() []string {
+// missing lists the packages of the programs that this machine lacks, of the
+// tests' and of more.
+func missing(more []Dependency) []string {
 	var packages []string
 	seen := make(map[string]bool)
 	need := func(pkg string) {
@@ -47,9 +52,9 @@ func missing() []string {
 			packages = append(packages, pkg)
 		}
 	}
-	for _, d := range dependencies {
-		if !installed(d.program) {
-			need(d.pkg)
+	for _, d := range slices.Concat(dependencies, more) {
+		if !installed(d.Program) {
+			need(d.Package)
 		}
 	}
 	if _, err := os.Stat(libcHeader); err != nil {
@@ -70,10 +75,10 @@ func installed(program string) bool {
 	return false
 }
 
-// InstallDeps installs the tools the tests need, as far as they are missing.
-// It needs root only then.
-func InstallDeps(ctx context.Context, log io.Writer) error {
-	packages := missing()
+// InstallDeps installs the tools the tests need, and more, as far as they are
+// missing. It needs root only then.
+func InstallDeps(ctx context.Context, log io.Writer, more ...Dependency) error {
+	packages := missing(more)
 	if len(packages) == 0 {
 		return nil
 	}
@@ -94,7 +99,7 @@ func InstallDeps(ctx context.Context, log io.Writer) error {
 			return err
 		}
 	}
-	if left := missing(); len(left) > 0 {
+	if left := missing(more); len(left) > 0 {
 		return errors.New("installed, but their programs are not there: " + strings.Join(left, " "))
 	}
 	return nil

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+)
+
+// profiled says that a kind is to be looked into: ours, and what it is compared to.
+func profiled(k kind) bool {
+	return slices.Contains([]string{nullBlkName, ublkNullName, allocatedName}, k.name)
+}
+
+// sampleEvery is after how many instructions perf looks where the CPU is: a
+// prime, so that no loop keeps step. An interrupt has to be possible: what a
+// function does without it counts for the one that allows it again.
+const sampleEvery = 49_999
+
+// profile prints where the instructions of the cells go.
+func (b *bench) profile(selected []cell) error {
+	if err := b.bring("perf", "perf"); err != nil {
+		return err
+	}
+	for _, c := range selected {
+		for _, k := range kinds {
+			if !profiled(k) {
+				continue
+			}
+			if err := b.with(k, func(d *device) error { return b.profileCell(k, d, c) }); err != nil {
+				return fmt.Errorf("%s, %s: %w", c.name(), k.name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// profileCell runs a cell, after a warm-up, under perf.
+func (b *bench) profileCell(k kind, d *device, c cell) error {
+	if c.reads() {
+		if err := b.fill(k, d, measured); err != nil {
+			return err
+		}
+	}
+	if _, err := b.fio(k, d, c.fioArgs(warmUp)...); err != nil {
+		return err
+	}
+	perf, data := b.path("perf"), b.path("perf.data")
+	record := []string{"record", "--quiet", "--all-cpus", "--event=cpu-clock", fmt.Sprintf("--count=%d", sampleEvery), "--output=" + data, "--"}
+	if err := b.run(perf, append(record, b.fioCommand(k, d, c.fioArgs(measured)...)...)...); err != nil {
+		return err
+	}
+	iops, err := b.fioIOPS()
+	if err != nil {
+		return err
+	}
+	instructions := clockRate / iops
+	fmt.Printf("== %s, %s: %.0f instructions per I/O with perf's own, 1%% is %.0f\n", c.name(), k.name, instructions, instructions/100)
+	for _, by := range []string{"comm,dso", "comm,symbol"} {
+		report, err := b.output(perf, "report", "--stdio", "--quiet", "--input="+data, "--sort="+by, "--percent-limit=0.8")
+		if err != nil {
+			return err
+		}
+		fmt.Print(report)
+	}
+	return nil
+}
