@@ -20,7 +20,7 @@ type null struct {
 
 var nullGeometry = zns.Geometry{
 	Size: sizeMiB << 20, ZoneSize: zoneMiB << 20, ZoneCapacity: zoneMiB << 20,
-	NrZones: sizeMiB / zoneMiB, BlockSize: 4096,
+	NrZones: sizeMiB / zoneMiB, MaxAppend: 64 << 10, BlockSize: 4096,
 }
 
 func newNull() *null {
