@@ -24,7 +24,6 @@ type kind struct {
 	name   string
 	zoned  bool
 	ours   bool            // must and goal are of such
-	flag   string          // of attach, without which there is no such
 	only   func(cell) bool // the cells to measure; nil: all
 	attach func(*bench) (*device, error)
 }
@@ -58,8 +57,8 @@ var kinds = []kind{
 	{name: freshName, zoned: true, ours: true, attach: qzbd("off")},
 	{name: allocatedName, zoned: true, ours: true, attach: qzbd("full")},
 	// Must and goal are of what attach does by itself.
-	{name: freshCopyName, zoned: true, flag: noZeroCopy, only: cell.copies, attach: qzbd("off", noZeroCopy)},
-	{name: allocatedCopyName, zoned: true, flag: noZeroCopy, only: cell.copies, attach: qzbd("full", noZeroCopy)},
+	{name: freshCopyName, zoned: true, only: cell.copies, attach: qzbd("off", noZeroCopy)},
+	{name: allocatedCopyName, zoned: true, only: cell.copies, attach: qzbd("full", noZeroCopy)},
 }
 
 // selection is those of the cells that are for the kind.

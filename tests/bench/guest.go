@@ -67,15 +67,8 @@ func (b *bench) measure(selected []cell) error {
 	if err := b.versions(&result); err != nil {
 		return err
 	}
-	help, err := b.output(b.path("qzbd"), "attach", "--help")
-	if err != nil {
-		return err
-	}
 	for _, runtime := range []string{warmUp, measured} {
 		for _, k := range kinds {
-			if !strings.Contains(help, k.flag) {
-				continue
-			}
 			iops, err := b.measureKind(k, k.selection(selected), runtime)
 			if err != nil {
 				return fmt.Errorf("%s: %w", k.name, err)
