@@ -233,12 +233,12 @@ func TestRoundsAreSummedUp(t *testing.T) {
 		for _, n := range queueCounts {
 			round[n] = make(map[string]map[string]float64)
 			for i, k := range kinds {
-				round[n][k.name] = map[string]float64{parallel[0].name(): speed * float64(n*1000+i)}
+				round[n][k.name] = map[string]float64{parallel[0].name(): speed * float64(n*1000+i), parallel[1].name(): speed * 7}
 			}
 		}
 		all = append(all, round)
 	}
-	r := &results{Scaling: newScaling(parallel[:1], all)}
+	r := &results{Scaling: newScaling(all)}
 	var out strings.Builder
 	if err := r.print(&out); err != nil {
 		t.Fatal(err)
@@ -247,7 +247,9 @@ func TestRoundsAreSummedUp(t *testing.T) {
 
 load                      device                        queues: 1        queues: 2        queues: 4
 4k write QD32, 4 jobs     null_blk                   2000 ( 1.00)     4000 ( 2.00)     8000 ( 4.00)
-4k write QD32, 4 jobs     qzbd, allocated image      2012 ( 1.00)     4012 ( 1.99)     8012 ( 3.98)
+4k write QD32, 4 jobs     qzbd, fresh image          2010 ( 1.00)     4010 ( 2.00)     8010 ( 3.99)
+4k randread QD32, 4 jobs  null_blk                     14 ( 1.00)       14 ( 1.00)       14 ( 1.00)
+4k randread QD32, 4 jobs  qzbd, fresh image            14 ( 1.00)       14 ( 1.00)       14 ( 1.00)
 `
 	if out.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", out.String(), want)

@@ -28,7 +28,7 @@ var cells = []cell{
 	{rw: "randread", bs: "4k", depth: 32, must: 0.45, goal: 0.60, mustNBD: 2},
 }
 
-// parallel are those to be measured with several queues.
+// parallel are those to be measured with several queues, all of them or none.
 var parallel = []cell{
 	{rw: "write", bs: "4k", depth: 32, jobs: cpus},
 	{rw: "randread", bs: "4k", depth: 32, jobs: cpus},

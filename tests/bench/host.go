@@ -17,9 +17,9 @@ type host struct {
 	args []string // of the program, after its mode
 }
 
-// measure has the cells measured in so many boots, those with several jobs in
-// one more.
-func (h host) measure(ctx context.Context, one, several []cell, boots int) (*results, error) {
+// measure has the cells measured in so many boots, and those with several jobs, if
+// wanted, in one more.
+func (h host) measure(ctx context.Context, one []cell, several bool, boots int) (*results, error) {
 	var all []boot
 	for i := range boots {
 		if len(one) == 0 {
@@ -33,7 +33,7 @@ func (h host) measure(ctx context.Context, one, several []cell, boots int) (*res
 		all = append(all, b)
 	}
 	r := newResults(one, all)
-	if len(several) == 0 {
+	if !several {
 		return r, nil
 	}
 	fmt.Fprintln(os.Stderr, "boot with several CPUs")
@@ -41,7 +41,7 @@ func (h host) measure(ctx context.Context, one, several []cell, boots int) (*res
 	if err := h.result(ctx, vm.Options{CPUs: cpus}, modeQueues, &runs); err != nil {
 		return nil, fmt.Errorf("boot with several CPUs: %w", err)
 	}
-	r.Scaling = newScaling(several, runs)
+	r.Scaling = newScaling(runs)
 	return r, nil
 }
 

@@ -72,8 +72,8 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return fmt.Errorf("cells: %w", err)
 	}
-	one, several := selectCells(cells, re), selectCells(parallel, re)
-	if len(one)+len(several) == 0 {
+	one, several := selectCells(cells, re), len(selectCells(parallel, re)) > 0
+	if len(one) == 0 && !several {
 		return fmt.Errorf("no cell matches %q: the names are like %q and %q", *only, cells[0].name(), parallel[0].name())
 	}
 	if mode != "" {
@@ -85,7 +85,7 @@ func run(ctx context.Context, args []string) error {
 		case modeCells:
 			return b.measure(one)
 		case modeQueues:
-			return b.measureQueues(several)
+			return b.measureQueues()
 		case modeProfile:
 			return b.profile(one)
 		}

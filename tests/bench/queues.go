@@ -19,30 +19,36 @@ const (
 // queueCounts are the numbers of queues. The first is what others are compared to.
 var queueCounts = []int{1, 2, 4}
 
-// scaled says that a kind is measured with several queues.
-func scaled(k kind) bool { return k.name == nullBlkName || k.name == allocatedName }
+// scaledKinds are those that are measured with several queues.
+func scaledKinds() []kind {
+	return slices.DeleteFunc(slices.Clone(kinds), func(k kind) bool { return k.name != nullBlkName && k.name != freshName })
+}
 
 // queueRound has IOPS by number of queues, kind and cell.
 type queueRound map[int]map[string]map[string]float64
 
-// measureQueues runs the cells on devices with ever more queues, and leaves the
-// rounds.
-func (b *bench) measureQueues(selected []cell) error {
+// measureQueues runs the parallel cells on devices with ever more queues, and
+// leaves the rounds.
+func (b *bench) measureQueues() error {
 	var all []queueRound
 	for range rounds {
 		round := make(queueRound)
-		for _, n := range queueCounts {
-			round[n] = make(map[string]map[string]float64)
-			b.queues = n
-			for _, k := range kinds {
-				if !scaled(k) {
-					continue
-				}
-				iops, err := b.measureKind(k, selected, wallRuntime)
+		for _, b.queues = range queueCounts {
+			round[b.queues] = make(map[string]map[string]float64)
+			for _, k := range scaledKinds() {
+				iops := make(map[string]float64)
+				err := b.with(k, func(d *device) error {
+					for _, c := range parallel { // what is read is what was written
+						if err := b.measureCell(k, d, c, wallRuntime, iops); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
 				if err != nil {
-					return fmt.Errorf("%s, %d queues: %w", k.name, n, err)
+					return fmt.Errorf("%s, %d queues: %w", k.name, b.queues, err)
 				}
-				round[n][k.name] = iops
+				round[b.queues][k.name] = iops
 			}
 		}
 		all = append(all, round)
@@ -69,10 +75,10 @@ type scalingRow struct {
 }
 
 // newScaling sums rounds up.
-func newScaling(selected []cell, all []queueRound) *scaling {
+func newScaling(all []queueRound) *scaling {
 	s := &scaling{CPUs: cpus, Rounds: len(all), Queues: queueCounts}
-	for _, c := range selected {
-		for _, k := range slices.DeleteFunc(slices.Clone(kinds), func(k kind) bool { return !scaled(k) }) {
+	for _, c := range parallel {
+		for _, k := range scaledKinds() {
 			row := scalingRow{Cell: c.name(), Device: k.name}
 			for _, n := range queueCounts {
 				var runs, ofOne []float64
