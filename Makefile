@@ -80,7 +80,7 @@ unit race lint: driver
 	bin/all -only $@
 
 vm-test: driver # all that needs a kernel, in every way
-	bin/all -thorough -only deps,build,kernel-6.12,kernel-7,machine
+	bin/all -thorough -only deps,build,kernel-6.12,kernel-7,copies-7,machine
 
 systemd-test: driver # qzbd as a service of whole systems
 	bin/all -only deps,build,systemd-6.12,systemd-7

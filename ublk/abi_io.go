@@ -85,8 +85,15 @@ const (
 	opMask         = 0xff
 )
 
-// flagFUA is UBLK_IO_F_FUA, a bit of ioDesc.OpFlags as it stands.
-const flagFUA = 1 << 13
+// Bits of ioDesc.OpFlags as they stand.
+const (
+	flagFUA        = 1 << 13 // UBLK_IO_F_FUA
+	flagNeedRegBuf = 1 << 17 // UBLK_IO_F_NEED_REG_BUF: the buffer could not be registered
+)
+
+// autoBufFallback is UBLK_AUTO_BUF_REG_FALLBACK in a fetch's struct
+// ublk_auto_buf_reg: the index in bits 0 to 15, the flags in bits 16 to 23.
+const autoBufFallback = 1 << 16
 
 // The descriptors of a queue are mapped read-only from /dev/ublkcN at
 // UBLKSRV_CMD_BUF_OFFSET plus the queue's share, which is as large as the

@@ -144,9 +144,11 @@ func (d *Device) add(ctx context.Context, features Features) error {
 	if d.cfg.Recovery {
 		info.Flags |= uint64(recovery)
 	}
-	if d.cfg.zeroCopy(features) {
-		info.Flags |= uint64(fSupportZeroCopy)
+	zeroCopy, err := d.cfg.zeroCopy(features)
+	if err != nil {
+		return err
 	}
+	info.Flags |= uint64(zeroCopy)
 	if err := d.ctl.add(ctx, &info); err != nil {
 		return explainAdd(d.cfg, err)
 	}

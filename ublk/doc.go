@@ -9,7 +9,7 @@
 //	ops.go      the descriptor becomes a zns.Request, by one table
 //	step.go     Begin, I/O, Work, Wait, End; the answer, COMMIT_AND_FETCH
 //	data.go     the data moves: user copy on one side, the ring on the other
-//	zerocopy.go or straight from one to the other, if there is much of it
+//	zerocopy.go or straight from one to the other
 //	buffer.go   memory for it, outside the Go heap
 //	worker.go   what may block, does so on goroutines of its own
 //	report.go   zone reports are answered here, from Target.Zone

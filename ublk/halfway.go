@@ -79,7 +79,7 @@ func threadless(charFD, queues int) (ids []uint16, err error) {
 	defer ring.Close()
 	for i := range queues {
 		cmd := ioCmd{QID: uint16(i), Result: -1}
-		if err := ring.Cmd(uring.FD(charFD), ioNobodys, (*[16]byte)(unsafe.Pointer(&cmd)), uint64(i)); err != nil {
+		if err := ring.Cmd(uring.FD(charFD), ioNobodys, (*[16]byte)(unsafe.Pointer(&cmd)), 0, uint64(i)); err != nil {
 			return nil, err
 		}
 	}

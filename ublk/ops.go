@@ -46,6 +46,7 @@ func (q *queue) serve(r *request) {
 	}
 	q.stats[r.op.stat].begun.add(1)
 	r.Op, r.FUA = r.op.op, d.OpFlags&flagFUA != 0
+	r.unregistered = d.OpFlags&flagNeedRegBuf != 0
 	r.Start, r.Len, r.bytes = 0, 0, 0
 	r.At, r.Err, r.Next = 0, nil, zns.Answer
 	r.Unmapped, r.Extents = false, r.Extents[:0]

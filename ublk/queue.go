@@ -42,6 +42,7 @@ type queue struct {
 	// write is a copy, and waits at most for memory.
 	inMemory bool
 	zeroCopy bool // the device has it
+	autoBuf  bool // and the driver registers the buffers
 	// cpus are those whose requests come to this queue; none: any. The thread
 	// keeps to them, so that a request is served where its data is in the cache.
 	cpus   unix.CPUSet
@@ -89,7 +90,9 @@ type request struct {
 	bytes   int32    // what success is answered with
 	next    *request // in the mailbox or in the workers' list
 
-	data transfer
+	// unregistered: the driver was to register the buffer and could not.
+	unregistered bool
+	data         transfer
 }
 
 // newQueue makes the queue without anything of the kernel's.
@@ -133,7 +136,8 @@ func (q *queue) open() error {
 	if err := ring.RegisterFiles(q.charFD, q.dev.cfg.DataFD); err != nil {
 		return fmt.Errorf("ublk: register %s and the data file with descriptor %d: %w", CharPath(q.dev.id), q.dev.cfg.DataFD, err)
 	}
-	if q.zeroCopy = q.dev.features.Has(fSupportZeroCopy); q.zeroCopy {
+	q.zeroCopy, q.autoBuf = q.dev.features.Has(fSupportZeroCopy), q.dev.features.Has(fAutoBufReg)
+	if q.zeroCopy {
 		if err := ring.RegisterBuffers(depth); err != nil {
 			return err
 		}
@@ -148,14 +152,6 @@ func (q *queue) open() error {
 		q.dev.log.Warn("buffers can be swapped out", zap.Int("device", q.dev.id), zap.Error(err))
 	}
 	return nil
-}
-
-func isInMemory(fd int) (bool, error) {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(fd, &st); err != nil {
-		return false, fmt.Errorf("ublk: ask for the file system of the data file with descriptor %d: %w", fd, err)
-	}
-	return st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC, nil
 }
 
 // openDescs maps the descriptors that the kernel writes for this queue.
@@ -344,13 +340,7 @@ func (q *queue) broken(err error) {
 
 // command queues an I/O command.
 func (q *queue) command(op uint32, cmd ioCmd) error {
-	return q.ring.Cmd(uring.Fixed(fileChar), op, (*[16]byte)(unsafe.Pointer(&cmd)), aboutTag|uint64(cmd.Tag))
-}
-
-// quietCommand queues an I/O command of which only a failure is heard, and needs not
-// be: what was to build on it fails, too.
-func (q *queue) quietCommand(op uint32, cmd ioCmd) error {
-	return q.ring.QuietCmd(uring.Fixed(fileChar), op, (*[16]byte)(unsafe.Pointer(&cmd)))
+	return q.ring.Cmd(uring.Fixed(fileChar), op, (*[16]byte)(unsafe.Pointer(&cmd)), q.bufAddr(cmd.Tag), aboutTag|uint64(cmd.Tag))
 }
 
 func (q *queue) submitCommit(tag uint16, result int32, addr uint64) error {

@@ -16,10 +16,10 @@ import (
 // copying are the ways of data through a device of this kernel.
 var copying = map[string]Config{"zero copy where there is": {}, "copies only": {NoZeroCopy: true}}
 
-// TestLargeRequests moves what is worth zero copy, in one extent and in many, in
+// TestRequestsOfAllSizes moves what is worth zero copy and what is not, in one extent and in many, in
 // memory and on a disk, and what needs a copy in between: holes, the end of the
 // data file.
-func TestLargeRequests(t *testing.T) {
+func TestRequestsOfAllSizes(t *testing.T) {
 	disk := os.Getenv("QZBD_VM_SCRATCH")
 	if disk == "" {
 		t.Fatal("QZBD_VM_SCRATCH names no directory: give the machine -scratch")
@@ -28,14 +28,14 @@ func TestLargeRequests(t *testing.T) {
 		for place, dir := range map[string]string{"memory": t.TempDir(), "disk": disk} {
 			for extents, chunk := range map[string]uint64{"whole": mib, "pieces": 12 << 10} {
 				t.Run(way+"/"+place+"/"+extents, func(t *testing.T) {
-					largeRequests(t, cfg, dir, chunk)
+					requestsOfAllSizes(t, cfg, dir, chunk)
 				})
 			}
 		}
 	}
 }
 
-func largeRequests(t *testing.T, cfg Config, dir string, chunk uint64) {
+func requestsOfAllSizes(t *testing.T, cfg Config, dir string, chunk uint64) {
 	x := newToy(t, 4, 1, 4*mib, 4*mib)
 	x.chunk = chunk
 	file, err := os.CreateTemp(dir, "data")
@@ -60,15 +60,17 @@ func largeRequests(t *testing.T, cfg Config, dir string, chunk uint64) {
 			t.Fatal(err)
 		}
 	}
-	if has, want := d.Features().Has(fSupportZeroCopy), cfg.zeroCopy(driver); has != want {
-		t.Errorf("zero copy: %v, want %v", has, want)
+	cfg.DataFD = int(file.Fd())
+	want, err := cfg.zeroCopy(driver)
+	if has := d.Features() & (fSupportZeroCopy | fAutoBufReg); err != nil || has != want {
+		t.Errorf("zero copy: %v, want %v (%v)", has, want, err)
 	}
 	f := node(t, d, os.O_RDWR)
 	data, got := direct(t, 4*mib), direct(t, 4*mib)
 	copy(data, random(4*mib))
 	// An address within a page, and lengths that are no pages.
 	at := 0
-	for _, n := range []int{mib, straightMin, mib - 512, straightMin + 512, 100 << 10, 512} {
+	for _, n := range []int{mib, straightMin, mib - 512, straightMin + 512, 100 << 10, 4096, 512, 3 * 512} {
 		if _, err := f.WriteAt(data[at:at+n], int64(4*mib+at)); err != nil {
 			t.Fatalf("write %d bytes: %v", n, err)
 		}
@@ -109,8 +111,8 @@ func largeRequests(t *testing.T, cfg Config, dir string, chunk uint64) {
 	}
 }
 
-// TestLargeRequestsThatFail has a data file that cannot be written.
-func TestLargeRequestsThatFail(t *testing.T) {
+// TestRequestsThatTheFileRefuses has a data file that cannot be written.
+func TestRequestsThatTheFileRefuses(t *testing.T) {
 	for way, cfg := range copying {
 		t.Run(way, func(t *testing.T) {
 			x := newToy(t, 4, 1, 4*mib, 4*mib)

@@ -1,8 +1,14 @@
 package ublk
 
 import (
+	"fmt"
 	"os"
 	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/qzbd/qzbd/uring"
 )
 
 // Zero copy: the memory of a request becomes a registered buffer of the queue's
@@ -10,12 +16,15 @@ import (
 // without a stop in between. The driver keeps a request until its buffer is
 // unregistered again, so it may be answered in the same breath.
 //
-// Registering costs about as much as copying a few pages, therefore only large
-// requests go straight. Everything else is copied, as all is where the driver
-// lacks SUPPORT_ZERO_COPY.
+// Either the driver registers the buffer of every request, when it hands it out
+// (AUTO_BUF_REG), which is the cheapest way to a disk. Or we ask it to, which costs
+// about as much as copying a few pages and therefore is done for large requests
+// only: where the driver cannot do it by itself, and where the data file is in
+// memory, to which nothing is cheaper than a copy at once but for the very largest.
+// What does not go straight is copied, as all is where the driver lacks
+// SUPPORT_ZERO_COPY.
 
-// The smallest requests, in bytes, that are worth it. In memory the way through
-// the ring has to be worth it, too.
+// The smallest requests, in bytes, that are worth being registered for.
 const (
 	straightMin         = 64 << 10
 	straightMinInMemory = 512 << 10
@@ -25,24 +34,42 @@ const (
 // of its kernel (Documentation/admin-guide/sysctl/kernel.rst).
 const panicOnWarn = "/proc/sys/kernel/panic_on_warn"
 
-// zeroCopy says whether a new device is to have zero copy, by a driver with these
-// features. Linux 7.2 warns once when a buffer is registered, of its own array, and
-// the data is right all the same: a machine that ends with a warning does without.
-func (c Config) zeroCopy(f Features) bool {
+// zeroCopy are the features of zero copy that a new device is to have, by a driver
+// with the features f. Linux 7.2 warns once when a buffer is registered, of its own
+// array, and the data is right all the same: a machine that ends with a warning
+// does without.
+func (c Config) zeroCopy(f Features) (Features, error) {
 	if c.NoZeroCopy || !f.Has(fSupportZeroCopy) {
-		return false
+		return 0, nil
 	}
-	b, err := os.ReadFile(panicOnWarn)
-	return err != nil || strings.TrimSpace(string(b)) == "0"
+	if b, err := os.ReadFile(panicOnWarn); err == nil && strings.TrimSpace(string(b)) != "0" {
+		return 0, nil
+	}
+	inMemory, err := isInMemory(c.DataFD)
+	if inMemory || err != nil || !f.Has(fAutoBufReg) {
+		return fSupportZeroCopy, err
+	}
+	return fSupportZeroCopy | fAutoBufReg, nil
 }
 
-// goesStraight says that a request is worth registering. Of one that is compared
-// the data is needed here.
-func (q *queue) goesStraight(r *request) bool {
-	if !q.zeroCopy || r.data.compare {
-		return false
+// isInMemory says that the open file is in a file system in memory.
+func isInMemory(fd int) (bool, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd, &st); err != nil {
+		return false, fmt.Errorf("ublk: ask for the file system of the data file with descriptor %d: %w", fd, err)
 	}
-	if q.inMemory {
+	return st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC, nil
+}
+
+// goesStraight says that a request is moved without a copy. Of one that is
+// compared the data is needed here.
+func (q *queue) goesStraight(r *request) bool {
+	switch {
+	case !q.zeroCopy || r.data.compare:
+		return false
+	case q.autoBuf:
+		return !r.unregistered
+	case q.inMemory:
 		return r.Len >= straightMinInMemory
 	}
 	return r.Len >= straightMin
@@ -56,7 +83,22 @@ func (q *queue) register(r *request) { q.buffer(ioRegisterBuf, r) }
 func (q *queue) unregister(r *request) { q.buffer(ioUnregisterBuf, r) }
 
 func (q *queue) buffer(op uint32, r *request) {
-	if err := q.quietCommand(op, ioCmd{QID: q.id, Tag: r.tag, Addr: uint64(r.tag)}); err != nil {
+	if q.autoBuf {
+		return // with the request, and with its answer
+	}
+	cmd := ioCmd{QID: q.id, Tag: r.tag, Addr: uint64(r.tag)}
+	// Only a failure is heard of, and needs not be: what was to build on it fails.
+	if err := q.ring.QuietCmd(uring.Fixed(fileChar), op, (*[16]byte)(unsafe.Pointer(&cmd))); err != nil {
 		q.broken(err)
 	}
+}
+
+// bufAddr is what a fetch says about the next buffer of its tag (struct
+// ublk_auto_buf_reg): where it is registered, and that the request comes all the
+// same, marked, if that fails.
+func (q *queue) bufAddr(tag uint16) uint64 {
+	if !q.autoBuf {
+		return 0
+	}
+	return autoBufFallback | uint64(tag)
 }

@@ -3,6 +3,8 @@ package ublk
 import (
 	"bytes"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestWhatCannotGoStraightIsCopied has a ring without places for buffers and a
@@ -34,32 +36,66 @@ func TestWhatCannotGoStraightIsCopied(t *testing.T) {
 }
 
 func TestWhoGetsZeroCopy(t *testing.T) {
+	disk := newToy(t, 2, 1, mib, mib).file
+	memory, err := unix.MemfdCreate("data", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(memory) })
+	onDisk := int(disk.Fd())
+	if in, err := isInMemory(onDisk); err != nil || in {
+		onDisk = memory // so are the files for temporary use here
+	}
+	const all = fSupportZeroCopy | fAutoBufReg
+	auto := Features(all)
+	if onDisk == memory {
+		auto = fSupportZeroCopy
+	}
 	for _, c := range []struct {
-		no, can, want bool
-	}{{false, true, true}, {true, true, false}, {false, false, false}} {
-		f := fUserCopy
-		if c.can {
-			f |= fSupportZeroCopy
-		}
-		if got := (Config{NoZeroCopy: c.no}).zeroCopy(f); got != c.want {
-			t.Errorf("asked not to: %v, by a driver that can: %v: %v", c.no, c.can, got)
+		no   bool
+		fd   int
+		can  Features
+		want Features
+	}{
+		{false, onDisk, all, auto},
+		{false, memory, all, fSupportZeroCopy},
+		{false, onDisk, fSupportZeroCopy, fSupportZeroCopy},
+		{false, onDisk, fAutoBufReg, 0},
+		{true, onDisk, all, 0},
+		{false, onDisk, 0, 0},
+	} {
+		got, err := Config{NoZeroCopy: c.no, DataFD: c.fd}.zeroCopy(fUserCopy | c.can)
+		if err != nil || got != c.want {
+			t.Errorf("%+v: %v, %v", c, got, err)
 		}
 	}
-	b := newBench(t, newToy(t, 2, 1, mib, mib), newToy(t, 2, 1, mib, mib).file, 1, mib)
-	b.zeroCopy = true
-	r := &request{}
+	if _, err := (Config{DataFD: -1}).zeroCopy(all); err == nil {
+		t.Error("a file that is none has a file system")
+	}
+}
+
+func TestWhatGoesStraight(t *testing.T) {
 	for _, c := range []struct {
-		n        uint64
-		compare  bool
-		inMemory bool
-		want     bool
+		n       uint64
+		q       *queue
+		r       *request
+		compare bool
+		want    bool
 	}{
-		{straightMin, false, false, true}, {straightMin - 512, false, false, false}, {mib, true, false, false},
-		{straightMinInMemory, false, true, true}, {straightMinInMemory - 512, false, true, false},
+		{mib, &queue{}, &request{}, false, false},
+		{straightMin, &queue{zeroCopy: true}, &request{}, false, true},
+		{straightMin - 512, &queue{zeroCopy: true}, &request{}, false, false},
+		{mib, &queue{zeroCopy: true}, &request{}, true, false},
+		{straightMinInMemory, &queue{zeroCopy: true, inMemory: true}, &request{}, false, true},
+		{straightMinInMemory - 512, &queue{zeroCopy: true, inMemory: true}, &request{}, false, false},
+		{512, &queue{zeroCopy: true, autoBuf: true}, &request{}, false, true},
+		{512, &queue{zeroCopy: true, autoBuf: true}, &request{}, true, false},
+		{mib, &queue{zeroCopy: true, autoBuf: true}, &request{unregistered: true}, false, false},
 	} {
-		r.Len, r.data.compare, b.inMemory = c.n, c.compare, c.inMemory
-		if got := b.goesStraight(r); got != c.want {
-			t.Errorf("%+v: %v", c, got)
+		c.r.Len, c.r.data.compare = c.n, c.compare
+		if got := c.q.goesStraight(c.r); got != c.want {
+			t.Errorf("%d bytes, zero copy %v, auto %v, in memory %v, compared %v, unregistered %v: %v",
+				c.n, c.q.zeroCopy, c.q.autoBuf, c.q.inMemory, c.compare, c.r.unregistered, got)
 		}
 	}
 }

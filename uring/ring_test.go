@@ -371,7 +371,7 @@ func TestTheHotPathAllocatesNothing(t *testing.T) {
 	round := func() {
 		r.Read(Fixed(0), buf[:512], 0, 1)
 		r.Write(Fixed(0), buf[:512], 0, 2)
-		r.Cmd(Fixed(0), 7, &cmd, 3)
+		r.Cmd(Fixed(0), 7, &cmd, 0, 3)
 		r.Wake()
 		for left = 3; left > 0; {
 			r.SubmitAndWait(1)

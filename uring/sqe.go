@@ -141,13 +141,14 @@ func (r *Ring) Fsync(f File, metadata bool, data uint64) error {
 	return nil
 }
 
-// Cmd queues the driver command op of f with its 16 bytes (IORING_OP_URING_CMD).
-func (r *Ring) Cmd(f File, op uint32, cmd *[16]byte, data uint64) error {
+// Cmd queues the driver command op of f with its 16 bytes (IORING_OP_URING_CMD). addr
+// is the SQE's, if the driver wants one there.
+func (r *Ring) Cmd(f File, op uint32, cmd *[16]byte, addr, data uint64) error {
 	s, err := r.queue(opURingCmd, f, data)
 	if err != nil {
 		return err
 	}
-	s.off, s.cmd = uint64(op), *cmd
+	s.off, s.cmd, s.addr = uint64(op), *cmd, addr
 	return nil
 }
 

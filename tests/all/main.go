@@ -45,7 +45,7 @@ var (
 		{"kernels", "kernel-7"},
 		{"lint", "unit", "sim", "mutants", "race", "kernel-6.12"},
 	}
-	rest = []string{"powercut", "systemd-7", "systemd-6.12", "machine"}
+	rest = []string{"powercut", "systemd-7", "copies-7", "systemd-6.12", "machine"}
 )
 
 func main() {
@@ -74,7 +74,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "all:", err)
 		os.Exit(2)
 	}
-	d := &driver{stages: stages(*fuzzTime, *longTime, kernelRun{*run, *thorough}, simulated{*cuts, *seed}, killed(*kills, *seed), upgraded(*upgrades, *seed)), out: os.Stdout}
+	d := &driver{stages: stages(*fuzzTime, *longTime, kernelRun{tests: *run, thorough: *thorough}, simulated{*cuts, *seed}, killed(*kills, *seed), upgraded(*upgrades, *seed)), out: os.Stdout}
 	if err := d.plan(*only, *serial); err != nil {
 		fmt.Fprintln(os.Stderr, "all:", err)
 		os.Exit(2)

@@ -67,6 +67,9 @@ func (k kernelRun) flags(series vm.Series, pkg string) []string {
 	if k.thorough && pkg == "tests/kernel" {
 		flags = append(flags, "-thorough")
 	}
+	if k.noZeroCopy {
+		flags = append(flags, "-no-zero-copy")
+	}
 	if k.thorough || k.tests != "" { // who names a test wants it on both
 		return flags
 	}

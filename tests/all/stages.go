@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,6 +45,9 @@ func stages(fuzzTime string, longTime time.Duration, run kernelRun, cuts simulat
 		}},
 		{"kernel-7", "kernel tests on the newest Linux 7.x", func(ctx context.Context, r *report) error {
 			return kernelTests(ctx, r, vm.Series7, run)
+		}},
+		{"copies-7", "those of data and of deaths of the server on 7.x without zero copy", func(ctx context.Context, r *report) error {
+			return copies(ctx, r, run)
 		}},
 		{"machine", "the test machines themselves", func(ctx context.Context, r *report) error {
 			return goTest(ctx, r, "-tags=machine", "-run=^TestMachine", "-timeout=15m", "./tests/vm")
@@ -213,6 +217,8 @@ var kernelTestBinaries = sync.OnceValues(func() ([]string, error) {
 type kernelRun struct {
 	tests    string // a regexp
 	thorough bool   // what costs a while in every way on each kernel
+	// noZeroCopy has all data copied.
+	noZeroCopy bool
 }
 
 // kernelTests runs the tests that need a kernel, each package in a machine of
@@ -230,14 +236,18 @@ func kernelTests(ctx context.Context, r *report, series vm.Series, run kernelRun
 
 // kernelTest runs the compiled tests of one package.
 func kernelTest(ctx context.Context, r *report, series vm.Series, run kernelRun, pkg string, cpus int, binary string) error {
-	return testBinary(ctx, r, vm.Options{
+	o := vm.Options{
 		Series:  series,
 		CPUs:    cpus,
 		Dir:     pkg,
 		Timeout: kernelTimeout,
 		Tools:   true,
 		Scratch: "4G",
-	}, binary, run.flags(series, pkg)...)
+	}
+	if run.noZeroCopy { // at the same time as the others, perhaps
+		o.Out = filepath.Join("bin", "test", "copies")
+	}
+	return testBinary(ctx, r, o, binary, run.flags(series, pkg)...)
 }
 
 // testBinary runs compiled tests of the package in o.Dir in a machine, and
@@ -268,7 +278,7 @@ func testBinary(ctx context.Context, r *report, o vm.Options, binary string, fla
 	flags = append([]string{binary, "-test.v=test2json", "-test.timeout=" + o.Timeout.String()}, flags...)
 	o.Timeout += time.Minute // what the tests themselves have to say is better
 	o.Env = append(o.Env, "QZBD_BIN="+qzbd)
-	o.Out = filepath.Join("bin", "test", filepath.Base(binary)+"-"+string(o.Series))
+	o.Out = cmp.Or(o.Out, filepath.Join("bin", "test", filepath.Base(binary)+"-"+string(o.Series)))
 	o.Stdout = stdin
 	o.Stderr = io.MultiWriter(r.log, &stderr)
 	o.Log = io.MultiWriter(r.log, &said)

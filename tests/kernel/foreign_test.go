@@ -152,7 +152,7 @@ func (s *stranger) queue(ready chan<- error) error {
 		var cmd [16]byte
 		le.PutUint16(cmd[2:], uint16(tag))
 		le.PutUint32(cmd[4:], uint32(result))
-		err = errors.Join(err, ring.Cmd(uring.FD(s.char), op, &cmd, tag))
+		err = errors.Join(err, ring.Cmd(uring.FD(s.char), op, &cmd, 0, tag))
 	}
 	open := 2
 	for tag := range uint64(open) {
