@@ -282,6 +282,14 @@ func TestChartIsXMLWithABarPerFigure(t *testing.T) {
 	}
 }
 
+func TestSharesAreInstructions(t *testing.T) {
+	got := shares("\n    10.99%|fio             |[k] _raw_spin_unlock_irq   |-      |-\n     4.84%|swapper|[k] halt\n\n", 10000)
+	const want = "    1099  fio              [k] _raw_spin_unlock_irq\n     484  swapper          [k] halt\n"
+	if got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
 func TestEveryKindHasAColor(t *testing.T) {
 	for _, k := range kinds {
 		if colors[k.name] == "" {

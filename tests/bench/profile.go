@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 )
 
 // profiled says that a kind is to be looked into: ours, and what it is compared to.
@@ -53,13 +55,28 @@ func (b *bench) profileCell(k kind, d *device, c cell) error {
 		return err
 	}
 	instructions := clockRate / iops
-	fmt.Printf("== %s, %s: %.0f instructions per I/O with perf's own, 1%% is %.0f\n", c.name(), k.name, instructions, instructions/100)
+	fmt.Printf("== %s, %s: %.0f instructions per I/O, perf's own among them\n", c.name(), k.name, instructions)
 	for _, by := range []string{"comm,dso", "comm,symbol"} {
-		report, err := b.output(perf, "report", "--stdio", "--quiet", "--input="+data, "--sort="+by, "--percent-limit=0.8")
+		report, err := b.output(perf, "report", "--stdio", "--quiet", "--input="+data, "--sort="+by, "--percent-limit=0.8", "--field-separator=|")
 		if err != nil {
 			return err
 		}
-		fmt.Print(report)
+		fmt.Println(shares(report, instructions))
 	}
 	return nil
+}
+
+// shares turns lines of perf, "12.34%|process|function" and more, into
+// instructions of an I/O.
+func shares(report string, instructions float64) string {
+	var s strings.Builder
+	for line := range strings.Lines(report) {
+		fields := strings.Split(strings.TrimSpace(line), "|")
+		percent, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(fields[0]), "%"), 64)
+		if err != nil || len(fields) < 3 {
+			continue // empty lines
+		}
+		fmt.Fprintf(&s, "%8.0f  %-16s %s\n", percent/100*instructions, strings.TrimSpace(fields[1]), strings.TrimSpace(fields[2]))
+	}
+	return s.String()
 }
