@@ -74,16 +74,28 @@ func selectCells(of []cell, only *regexp.Regexp) []cell {
 const (
 	belowMustMark = "below must"
 	belowGoalMark = "below goal"
+	mustOutMark   = "must out of reach" // of the bound, too
+	goalOutMark   = "goal out of reach"
 )
 
 // verdict says how a device of ours falls short under the load, or nothing.
-// The factors are those of its IOPS.
-func (c cell) verdict(ofNullBlk, ofNBD float64) string {
+// The factors are those of its IOPS; bound is the one that no ublk server could
+// go beyond, of null_blk.
+func (c cell) verdict(ofNullBlk, ofNBD, bound float64) string {
 	switch {
+	case ofNullBlk < c.must && bound < c.must:
+		return mustOutMark
 	case ofNullBlk < c.must || ofNBD < c.mustNBD:
 		return belowMustMark
+	case ofNullBlk < c.goal && bound < c.goal:
+		return goalOutMark
 	case ofNullBlk < c.goal:
 		return belowGoalMark
 	}
 	return ""
 }
+
+// bound is how many IOPS a server could reach that needs no instruction of its
+// own: fio asks, ublk hands the request over and takes the answer, the file takes
+// or gives the bytes. What fio and its system calls need is in both of the others.
+func bound(file, ublk, fio float64) float64 { return 1 / (1/file + 1/ublk - 1/fio) }

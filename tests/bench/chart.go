@@ -21,7 +21,7 @@ const (
 // of ours, green of ours when it copies.
 var colors = map[string]string{
 	nullBlkName: "#8a8a8a", qemuNBDName: "#c4c4c4",
-	plainFreshName: "#e3cf95", plainAllocatedName: "#c9a227", ublkNullName: "#8a6914",
+	plainFreshName: "#e3cf95", plainAllocatedName: "#c9a227", ublkNullName: "#8a6914", fioAloneName: "#5e5e5e",
 	freshName: "#7fb2e5", allocatedName: "#2f6db5", freshCopyName: "#bcd9bc", allocatedCopyName: "#5c9a5c",
 }
 

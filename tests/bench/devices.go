@@ -23,7 +23,9 @@ const (
 type kind struct {
 	name   string
 	zoned  bool
+	fio    []string        // more of its arguments
 	ours   bool            // must and goal are of such
+	file   string          // of ours: the plain file like its image, name of a kind
 	only   func(cell) bool // the cells to measure; nil: all
 	attach func(*bench) (*device, error)
 }
@@ -37,6 +39,7 @@ const (
 	plainAllocatedName = "plain file, allocated"
 
 	ublkNullName = "ublk null"
+	fioAloneName = "fio alone"
 
 	freshName         = "qzbd, fresh image"
 	allocatedName     = "qzbd, allocated image"
@@ -54,8 +57,9 @@ var kinds = []kind{
 	{name: plainFreshName, only: cell.writes, attach: plainFile(false)},
 	{name: plainAllocatedName, attach: plainFile(true)},
 	{name: ublkNullName, zoned: true, attach: (*bench).ublkNull},
-	{name: freshName, zoned: true, ours: true, attach: qzbd("off")},
-	{name: allocatedName, zoned: true, ours: true, attach: qzbd("full")},
+	{name: fioAloneName, fio: []string{"--direct=0", fmt.Sprintf("--size=%dM", sizeMiB)}, attach: (*bench).zero},
+	{name: freshName, zoned: true, ours: true, file: plainFreshName, attach: qzbd("off")},
+	{name: allocatedName, zoned: true, ours: true, file: plainAllocatedName, attach: qzbd("full")},
 	// Must and goal are of what attach does by itself.
 	{name: freshCopyName, zoned: true, only: cell.copies, attach: qzbd("off", noZeroCopy)},
 	{name: allocatedCopyName, zoned: true, only: cell.copies, attach: qzbd("full", noZeroCopy)},
@@ -70,6 +74,11 @@ func (k kind) selection(cells []cell) []cell {
 type device struct {
 	node   string
 	detach func() error
+}
+
+// zero is /dev/zero, which is done with every I/O at once.
+func (b *bench) zero() (*device, error) {
+	return &device{"/dev/zero", func() error { return nil }}, nil
 }
 
 // nullBlk makes a zoned device of the kernel's own, in memory.

@@ -211,7 +211,7 @@ func (b *bench) fioCommand(k kind, d *device, args ...string) []string {
 	if k.zoned {
 		command = append(command, "--zonemode=zbd")
 	}
-	return command
+	return append(command, k.fio...)
 }
 
 const fioFile = "fio.json"

@@ -116,7 +116,7 @@ func run(ctx context.Context, args []string) error {
 	if err := r.print(os.Stdout); err != nil {
 		return err
 	}
-	if _, belowMust, _ := r.short(); belowMust > 0 {
+	if belowMust := r.count(belowMustMark); belowMust > 0 {
 		return fmt.Errorf("%d lines of qzbd are below what they must reach", belowMust)
 	}
 	return nil
