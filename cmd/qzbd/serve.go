@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -121,6 +122,11 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 		Progress:     o.progress,
 		Warn:         func(what string) { srv.warn(o.image + ": " + what) },
 	}
+	// A queue's thread waits in the kernel. Until Go's monitor finds that out, which
+	// takes it up to 10 ms, the thread keeps what others could run goroutines with:
+	// on a machine with no more CPUs than queues, whatever a worker has to do would
+	// wait for that.
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + o.queues)
 	var dev *ublk.Device
 	if o.resume {
 		dev, err = srv.takeOver(o, f, open, needs.Offset)
