@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/qzbd/qzbd/tests/vm"
+	"github.com/qzbd/qzbd/tests/vm/guest"
 )
 
 // kernelTimeout limits the kernel tests of one machine: far above what they
@@ -278,6 +279,11 @@ func testBinary(ctx context.Context, r *report, o vm.Options, binary string, fla
 	flags = append([]string{binary, "-test.v=test2json", "-test.timeout=" + o.Timeout.String()}, flags...)
 	o.Timeout += time.Minute // what the tests themselves have to say is better
 	o.Env = append(o.Env, "QZBD_BIN="+qzbd)
+	// The files of the tests, images among them, are on a disk on one kernel and in
+	// memory on the other: data goes another way there (ublk/data.go).
+	if o.Series == vm.Series7 && o.Scratch != "" {
+		o.Env = append(o.Env, "TMPDIR="+guest.ScratchDir)
+	}
 	o.Out = cmp.Or(o.Out, filepath.Join("bin", "test", filepath.Base(binary)+"-"+string(o.Series)))
 	o.Stdout = stdin
 	o.Stderr = io.MultiWriter(r.log, &stderr)
