@@ -201,11 +201,9 @@ var beginQueue = []func(*queue) error{(*queue).open, (*queue).fetch, (*queue).op
 // thread for the death of the server: the goroutine keeps its thread for life
 // and lives as long as there are tags.
 func (q *queue) run(ready chan<- error) error {
-	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-	if q.cpus.Count() > 0 {
-		if err := unix.SchedSetaffinity(0, &q.cpus); err != nil { // not ours to use: any other will do
-			q.dev.log.Debug("keep a queue to its CPUs", zap.Uint16("queue", q.id), zap.Error(err))
-		}
+	runtime.LockOSThread()                 // never unlocked: the thread ends with the goroutine
+	if err := keepTo(q.cpus); err != nil { // then any other will do
+		q.dev.log.Debug("keep a queue to its CPUs", zap.Uint16("queue", q.id), zap.Error(err))
 	}
 	for _, step := range beginQueue {
 		err := step(q)
@@ -218,6 +216,22 @@ func (q *queue) run(ready chan<- error) error {
 		return fmt.Errorf("ublk: queue %d: %w", q.id, err)
 	}
 	return nil
+}
+
+// keepTo keeps the calling thread to those of the CPUs that it may run on. If there
+// is none of them, it stays where it was put.
+func keepTo(cpus unix.CPUSet) error {
+	var may unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &may); err != nil {
+		return err
+	}
+	for i := range may {
+		cpus[i] &= may[i]
+	}
+	if cpus.Count() == 0 {
+		return nil
+	}
+	return unix.SchedSetaffinity(0, &cpus)
 }
 
 func (q *queue) loop() error {

@@ -638,3 +638,39 @@ func BenchmarkReport16384(b *testing.B) {
 		do()
 	}
 }
+
+func TestAThreadKeepsToTheCPUsThatItMayUse(t *testing.T) {
+	runtime.LockOSThread() // for good: the thread ends with the test
+	var all unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &all); err != nil {
+		t.Fatal(err)
+	}
+	var first, others unix.CPUSet
+	for i := range len(all) * 64 {
+		if all.IsSet(i) && first.Count() == 0 {
+			first.Set(i)
+		} else if !all.IsSet(i) {
+			others.Set(i)
+		}
+	}
+	both := others
+	for i := range both {
+		both[i] |= first[i]
+	}
+	for _, c := range []struct {
+		name      string
+		cpus, now unix.CPUSet
+	}{
+		{"none", unix.CPUSet{}, all},
+		{"forbidden ones", others, all},
+		{"one, and forbidden ones", both, first},
+	} {
+		if err := keepTo(c.cpus); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		var now unix.CPUSet
+		if err := unix.SchedGetaffinity(0, &now); err != nil || now != c.now {
+			t.Errorf("%s: %v instead of %v (%v)", c.name, now, c.now, err)
+		}
+	}
+}
