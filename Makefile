@@ -113,7 +113,7 @@ powercut: build vm
 	go test -count=1 -timeout=12h -tags=machine -v -run='PowerCutsUnder$(KIND)' ./tests/powercut -powercuts=$(CUTS) $(if $(filter command line,$(origin SEED)),-seed=$(SEED))
 
 bench: build # how fast it is, in a machine whose clock counts instructions
-	go run ./tests/bench -boots=$(BOOTS) -cells='$(CELLS)'
+	go run ./tests/bench -boots=$(BOOTS) -cells='$(value CELLS)'
 bench-native: build # the engine beside QEMU's; nothing else should compute meanwhile
 	go build -o bin/benchnative ./tests/benchnative
 	bin/benchnative -rounds $(ROUNDS)
@@ -131,7 +131,7 @@ profile: build
 	bin=$(CURDIR)/bin sh tests/engine/profile.sh $(PROFILEDIR)
 
 profile-guest: build # where the instructions go that make bench counts
-	go run ./tests/bench -profile -cells='$(or $(CELLS),^4k write QD1$$)'
+	go run ./tests/bench -profile -cells='$(or $(value CELLS),^4k write QD1$$)'
 
 clean:
 	rm -rf bin

@@ -20,6 +20,9 @@ type BenchResult struct {
 	System   time.Duration
 }
 
+// maxBenchMemory bounds the buffers of a Bench.
+const maxBenchMemory = 1 << 30
+
 // benchQueue is a queue without a device. Requests come from a generator instead
 // of the kernel, as descriptors all the same; data begins and ends in the
 // queue's buffers. All else is what serves a device.
@@ -45,6 +48,9 @@ func Bench(ctx context.Context, cfg Config, target Target, w Workload) (BenchRes
 	cfg = cfg.withDefaults()
 	if err := cfg.check(target.Geometry()); err != nil {
 		return BenchResult{}, err
+	}
+	if memory := cfg.Depth * cfg.MaxIO; memory > maxBenchMemory {
+		return BenchResult{}, fmt.Errorf("%d requests of %d bytes at the same time take %d bytes of memory: use fewer or smaller ones, at most %d together", cfg.Depth, w.Size, memory, maxBenchMemory)
 	}
 	d := newDevice(cfg, target, nil, cfg.ID, 0)
 	if err := d.prepare(); err != nil {
@@ -76,7 +82,8 @@ func (b *benchQueue) run(ctx context.Context, res *BenchResult) error {
 	if err := b.open(); err != nil {
 		return err
 	}
-	for i := range b.bufs.arena {
+	used := min(uint64(len(b.tags)), b.requests.Count) * uint64(b.bufs.size)
+	for i := range used {
 		b.bufs.arena[i] = b.requests.Pattern
 	}
 	defer context.AfterFunc(ctx, b.leave)()

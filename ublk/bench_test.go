@@ -154,6 +154,21 @@ func TestBenchEndsWithItsContext(t *testing.T) {
 	}
 }
 
+// TestBenchTakesOnlyTheMemoryThatItNeeds asks for more at the same time than there
+// ever is, and then for more than may be.
+func TestBenchTakesOnlyTheMemoryThatItNeeds(t *testing.T) {
+	x := newToy(t, 4, 1, mib, mib)
+	w := Workload{Size: mib, Count: 2, Step: mib}
+	cfg := Config{DataFD: int(x.file.Fd()), Depth: maxBenchMemory / mib}
+	if r, err := Bench(t.Context(), cfg, x, w); err != nil || r.Requests != 2 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	cfg.Depth++
+	if _, err := Bench(t.Context(), cfg, x, w); err == nil || !strings.Contains(err.Error(), "fewer or smaller") {
+		t.Errorf("%d requests of 1 MiB at the same time: %v", cfg.Depth, err)
+	}
+}
+
 func TestAWorkloadThatCannotBeIsRefused(t *testing.T) {
 	x := newToy(t, 4, 1, mib, mib/2)
 	for _, c := range []struct {

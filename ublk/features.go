@@ -25,7 +25,7 @@ const (
 	noDevice   = "there is no zoned device at all"
 	noRecovery = "no device outlives its server: attach takes --no-recovery only"
 	noZeroCopy = "data is copied once more, as with attach --no-zero-copy"
-	noAutoBuf  = "only the data of large requests is spared a copy"
+	noAutoBuf  = "no more than the data of large requests is spared a copy"
 	noHandover = "no living process can hand a device to another one: qzbd upgrade works, because the process stays the same"
 )
 

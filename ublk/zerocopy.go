@@ -52,6 +52,17 @@ func (c Config) zeroCopy(f Features) (Features, error) {
 	return fSupportZeroCopy | fAutoBufReg, nil
 }
 
+// ZeroCopy says of which requests the data goes straight: "all", "large" or "none".
+func (d *Device) ZeroCopy() string {
+	switch {
+	case d.features.Has(fAutoBufReg):
+		return "all"
+	case d.features.Has(fSupportZeroCopy):
+		return "large"
+	}
+	return "none"
+}
+
 // isInMemory says that the open file is in a file system in memory.
 func isInMemory(fd int) (bool, error) {
 	var st unix.Statfs_t

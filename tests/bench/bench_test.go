@@ -27,6 +27,7 @@ func TestCellsSayWhatFallsShort(t *testing.T) {
 		{0.25, 2, 0.5, belowGoalMark},
 		{0.25, 2, 0.4, goalOutMark},
 		{0.25, 1.9, 0.4, belowMustMark},
+		{0.24, 1.9, 0.24, belowMustMark},
 		{0.50, 1.9, 0.6, belowMustMark},
 		{0.42, 2, 0.5, ""},
 	} {
@@ -247,7 +248,7 @@ func TestRoundsAreSummedUp(t *testing.T) {
 	if err := r.print(&out); err != nil {
 		t.Fatal(err)
 	}
-	const want = `Indication only: IOPS by the wall clock with 4 emulated CPUs (× one queue); rounds: 3.
+	const want = `Indication only: IOPS by the wall clock with 4 emulated CPUs, medians of 3 rounds. (In parentheses: median of the rounds' factors to one queue.)
 
 load                      device                        queues: 1        queues: 2        queues: 4
 4k write QD32, 4 jobs     null_blk                   2000 ( 1.00)     4000 ( 2.00)     8000 ( 4.00)

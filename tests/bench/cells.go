@@ -79,14 +79,14 @@ const (
 )
 
 // verdict says how a device of ours falls short under the load, or nothing.
-// The factors are those of its IOPS; bound is the one that no ublk server could
-// go beyond, of null_blk.
+// The factors are those of its IOPS; bound, of null_blk, is that of a server that
+// has nothing to do.
 func (c cell) verdict(ofNullBlk, ofNBD, bound float64) string {
 	switch {
-	case ofNullBlk < c.must && bound < c.must:
-		return mustOutMark
-	case ofNullBlk < c.must || ofNBD < c.mustNBD:
+	case ofNBD < c.mustNBD, ofNullBlk < c.must && bound >= c.must:
 		return belowMustMark
+	case ofNullBlk < c.must:
+		return mustOutMark
 	case ofNullBlk < c.goal && bound < c.goal:
 		return goalOutMark
 	case ofNullBlk < c.goal:
@@ -95,7 +95,7 @@ func (c cell) verdict(ofNullBlk, ofNBD, bound float64) string {
 	return ""
 }
 
-// bound is how many IOPS a server could reach that needs no instruction of its
-// own: fio asks, ublk hands the request over and takes the answer, the file takes
-// or gives the bytes. What fio and its system calls need is in both of the others.
+// bound is how many IOPS a server could reach that has nothing to do but to answer:
+// fio asks, ublk hands the request over and takes the answer, the file takes or
+// gives the bytes. What fio and its system calls need is in both of the others.
 func bound(file, ublk, fio float64) float64 { return 1 / (1/file + 1/ublk - 1/fio) }

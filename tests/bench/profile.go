@@ -56,6 +56,8 @@ func (b *bench) profileCell(k kind, d *device, c cell) error {
 	}
 	instructions := clockRate / iops
 	fmt.Printf("== %s, %s: %.0f instructions per I/O, perf's own among them\n", c.name(), k.name, instructions)
+	fmt.Println("By program and by function, of 0.8% and more. What runs with interrupts off counts for the function that allows them again;")
+	fmt.Println("swapper is when nobody ran, as at the start and the end of fio.")
 	for _, by := range []string{"comm,dso", "comm,symbol"} {
 		report, err := b.output(perf, "report", "--stdio", "--quiet", "--input="+data, "--sort="+by, "--percent-limit=0.8", "--field-separator=|")
 		if err != nil {

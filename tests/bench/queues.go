@@ -100,7 +100,7 @@ func newScaling(all []queueRound) *scaling {
 // table has one line per load and device.
 func (s *scaling) table() string {
 	var out strings.Builder
-	fmt.Fprintf(&out, "Indication only: IOPS by the wall clock with %d emulated CPUs (× one queue); rounds: %d.\n\n", s.CPUs, s.Rounds)
+	fmt.Fprintf(&out, "Indication only: IOPS by the wall clock with %d emulated CPUs, medians of %d rounds. (In parentheses: median of the rounds' factors to one queue.)\n\n", s.CPUs, s.Rounds)
 	fmt.Fprintf(&out, "%-25s %-22s", "load", "device")
 	for _, n := range s.Queues {
 		fmt.Fprintf(&out, " %16s", fmt.Sprintf("queues: %d", n))

@@ -40,7 +40,7 @@ type deviceResult struct {
 	OfNullBlk    float64   `json:"null_blk"`     // × null_blk: the median of the boots' ratios
 	OfNBD        float64   `json:"qemu-nbd"`     // × qemu-nbd, likewise
 	Ours         bool      `json:"ours"`
-	Bound        float64   `json:"bound,omitempty"`   // of ours, × null_blk: no ublk server could be faster
+	Bound        float64   `json:"bound,omitempty"`   // of ours, × null_blk: of a server that has nothing to do
 	Verdict      string    `json:"verdict,omitempty"` // how it falls short
 }
 
