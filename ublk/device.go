@@ -116,6 +116,7 @@ func (d *Device) start(ctx context.Context, p *params) (err error) {
 			return err
 		}
 	}
+	p.alignMemory(d.cfg, d.features)
 	if err := d.ctl.setParams(ctx, d.id, p); err != nil {
 		return failed("set the parameters of device", d.id, err)
 	}
@@ -211,8 +212,8 @@ func (d *Device) startQueues(ctx context.Context) (err error) {
 	for i := range d.cfg.Queues {
 		q := newQueue(d, uint16(i))
 		if d.cfg.Queues > 1 {
-			if q.cpus, err = d.ctl.QueueAffinity(ctx, d.id, i); err != nil {
-				return err
+			if q.cpus, err = d.ctl.QueueAffinity(ctx, d.id, i); err != nil { // then any will do
+				d.log.Debug("ask for the CPUs of a queue", zap.Error(err))
 			}
 		}
 		d.queues = append(d.queues, q)

@@ -8,7 +8,8 @@
 //	queue.go    a thread and a ring per queue: CQE of a tag → request
 //	ops.go      the descriptor becomes a zns.Request, by one table
 //	step.go     Begin, I/O, Work, Wait, End; the answer, COMMIT_AND_FETCH
-//	data.go     the data moves: user copy on one side, the ring on the other
+//	data.go     the data moves: user copy on one side, on the other the ring, or
+//	            at once where the file is in memory
 //	zerocopy.go or straight from one to the other
 //	buffer.go   memory for it, outside the Go heap
 //	worker.go   what may block, does so on goroutines of its own

@@ -85,6 +85,17 @@ func deviceParams(c Config, g zns.Geometry) (params, error) {
 	return p, nil
 }
 
+// alignMemory has the kernel refuse direct I/O from memory that is not aligned to
+// blocks, where data goes straight past the page cache: whatever disk is below gets
+// that memory, and not every one is right about what it can do with other. A
+// copying device takes any.
+func (p *params) alignMemory(c Config, f Features) {
+	if c.DataAlign > 1 && f.Has(fSupportZeroCopy) {
+		p.Types |= paramDMAAlign
+		p.DMA.Alignment = 1<<p.Basic.LogicalShift - 1
+	}
+}
+
 // zoneLimits are the limits as the kernel wants them: 0 where there are no
 // more sequential zones than that, and not more open than active ones.
 func zoneLimits(g zns.Geometry) (open, active uint32) {

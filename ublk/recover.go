@@ -236,7 +236,7 @@ func sameParams(have, want params) error {
 			return fmt.Errorf("it has %d %s and the target %d: it is not the target's device, or was attached with other options", v.have, v.what, v.want)
 		}
 	}
-	have.Types &^= paramDevt
+	have.Types &^= paramDevt | paramDMAAlign
 	if have.Types != want.Types || have.Basic != want.Basic || have.Discard != want.Discard || have.Zoned != want.Zoned {
 		return fmt.Errorf("its parameters are %+v instead of %+v: it was attached by another version", have, want)
 	}

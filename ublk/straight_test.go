@@ -164,3 +164,20 @@ func TestUnalignedMemory(t *testing.T) {
 		at += int(v.Len)
 	}
 }
+
+// TestMemoryIsAsAlignedAsBlocks where data goes straight past the page cache.
+func TestMemoryIsAsAlignedAsBlocks(t *testing.T) {
+	x := newToy(t, 4, 1, 4*mib, 4*mib)
+	other := sysfs(t, device(t, x, x.file, Config{}), "dma_alignment")
+	for way, cfg := range copying {
+		cfg.DataAlign = 512
+		d := device(t, x, x.file, cfg)
+		want := other
+		if d.ZeroCopy() != "none" {
+			want = "511"
+		}
+		if got := sysfs(t, d, "dma_alignment"); got != want {
+			t.Errorf("%s: %s, want %s", way, got, want)
+		}
+	}
+}

@@ -30,19 +30,27 @@ const (
 	straightMinInMemory = 512 << 10
 )
 
-// panicOnWarn is 1 on a machine that would rather stop than go on after a warning
-// of its kernel (Documentation/admin-guide/sysctl/kernel.rst).
-const panicOnWarn = "/proc/sys/kernel/panic_on_warn"
+// warnSysctls are not 0 on a machine that would rather stop than go on after a
+// warning of its kernel, or after so many
+// (Documentation/admin-guide/sysctl/kernel.rst).
+var warnSysctls = []string{"/proc/sys/kernel/panic_on_warn", "/proc/sys/kernel/warn_limit"}
+
+// survivesWarnings says that the machine goes on after a warning, for all we know.
+func survivesWarnings() bool {
+	for _, name := range warnSysctls {
+		if b, err := os.ReadFile(name); err != nil || strings.TrimSpace(string(b)) != "0" {
+			return false
+		}
+	}
+	return true
+}
 
 // zeroCopy are the features of zero copy that a new device is to have, by a driver
 // with the features f. Linux 7.2 warns once when a buffer is registered, of its own
 // array, and the data is right all the same: a machine that ends with a warning
 // does without.
 func (c Config) zeroCopy(f Features) (Features, error) {
-	if c.NoZeroCopy || !f.Has(fSupportZeroCopy) {
-		return 0, nil
-	}
-	if b, err := os.ReadFile(panicOnWarn); err == nil && strings.TrimSpace(string(b)) != "0" {
+	if c.NoZeroCopy || !f.Has(fSupportZeroCopy) || !survivesWarnings() {
 		return 0, nil
 	}
 	inMemory, err := isInMemory(c.DataFD)

@@ -257,8 +257,9 @@ func (o *attachOptions) problems() (list []badFlag) {
 	if o.id < -1 || o.id >= 1<<20 {
 		bad("id", o.id, "device numbers are 0 to 1048575")
 	}
-	if max := min(runtime.NumCPU(), 4096); o.queues < 1 || o.queues > max {
-		bad("queues", o.queues, fmt.Sprintf("this machine's kernel takes 1 to %d, the number of its CPUs", max))
+	// A device that is there keeps its queues, also when there are fewer CPUs.
+	if max := min(runtime.NumCPU(), 4096); o.queues < 1 || o.queues > max && !o.resume {
+		bad("queues", o.queues, fmt.Sprintf("choose 1 to %d, the number of CPUs that qzbd may run on", max))
 	}
 	if o.depth < 1 || o.depth > 4096 {
 		bad("depth", o.depth, "the kernel takes 1 to 4096")

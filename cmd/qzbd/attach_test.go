@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -46,5 +47,19 @@ func TestALateLogKeepsWhatCameBeforeItsFile(t *testing.T) {
 	b, err := os.ReadFile(path)
 	if err != nil || string(b) != "one\ntwo\nthree\n" {
 		t.Errorf("log %q, %v", b, err)
+	}
+}
+
+// TestADeviceKeepsItsQueuesOnFewerCPUs is about one that was attached when there
+// were more.
+func TestADeviceKeepsItsQueuesOnFewerCPUs(t *testing.T) {
+	before := attachOptions{id: 7, queues: runtime.NumCPU() + 1, depth: 128, blockSize: 512, logLevel: "info"}
+	if err := before.validate(); err == nil || !strings.Contains(err.Error(), "CPUs that qzbd may run on") {
+		t.Errorf("a new device: %v", err)
+	}
+	var after attachOptions
+	s := &state{ID: 7, Device: "/dev/ublkb7", Image: "/z.qcow2", Args: before.args("/z.qcow2")}
+	if err := after.takeOver(s); err != nil || after.queues != before.queues {
+		t.Errorf("%d queues, %v", after.queues, err)
 	}
 }

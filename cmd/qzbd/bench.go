@@ -244,7 +244,7 @@ func directBench(f *qcow2.OSFile, clusterSize int64) (needs qcow2.Direct, blockS
 // measure carries out w, and makes the profile that was asked for.
 func (o *benchOptions) measure(ctx context.Context, b *bench, w ublk.Workload) (res ublk.BenchResult, err error) {
 	if o.cpuProfile != "" {
-		f, err := os.Create(o.cpuProfile)
+		f, err := os.OpenFile(o.cpuProfile, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644) // never over the image
 		if err != nil {
 			return res, err
 		}

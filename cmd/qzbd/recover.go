@@ -167,10 +167,11 @@ func (o *attachOptions) takeOver(s *state) error {
 	if err := f.Parse(s.Args[1:]); err != nil || f.NArg() != 1 {
 		return fmt.Errorf("the record of %s in %s was written by another version (%v): detach it", s.Device, stateDir(s.ID), err)
 	}
+	o.resume = true
 	if err := o.validate(); err != nil {
 		return fmt.Errorf("the record of %s in %s is damaged (%w): detach it", s.Device, stateDir(s.ID), err)
 	}
-	o.image, o.id, o.resume, o.failed = s.Image, s.ID, true, s.Failure != ""
+	o.image, o.id, o.failed = s.Image, s.ID, s.Failure != ""
 	return nil
 }
 

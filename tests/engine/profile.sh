@@ -13,6 +13,7 @@ bench() { # NAME IMAGE FLAG...
 	shift 2
 	echo
 	echo "== $name: qzbd bench $*"
+	rm -f "$out/$name.pprof"
 	"$bin/qzbd" bench --cpuprofile "$out/$name.pprof" "$@" "$dir/$image"
 	go tool pprof -top -nodecount=25 "$bin/qzbd" "$out/$name.pprof" 2>/dev/null
 }
