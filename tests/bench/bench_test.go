@@ -51,7 +51,7 @@ func TestCellsAreSelectedByName(t *testing.T) {
 
 func TestFioArgumentsAreThoseOfTheCell(t *testing.T) {
 	got := cell{rw: "write", bs: "64k", depth: 32}.fioArgs(measured)
-	for _, want := range []string{"--rw=write", "--bs=64k", "--iodepth=32", "--time_based", "--runtime=1s", "--size=100%"} {
+	for _, want := range []string{"--rw=write", "--bs=64k", "--iodepth=32", "--runtime=1s", "--size=100%"} {
 		if !slices.Contains(got, want) {
 			t.Errorf("no %s in %q", want, got)
 		}

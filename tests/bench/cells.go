@@ -51,14 +51,21 @@ func (c cell) writes() bool { return !c.reads() }
 func (c cell) copies() bool { return c.writes() && c.depth > 1 }
 
 // fioArgs are those of the cell on a device, for so much of the guest's time.
+// Writes end when the device is full: what comes after a zone's reset, of an
+// allocated image, is allocated again.
 func (c cell) fioArgs(runtime string) []string {
 	args := []string{
 		"--rw=" + c.rw, "--bs=" + c.bs, fmt.Sprintf("--iodepth=%d", c.depth),
-		"--time_based", "--runtime=" + runtime, "--randrepeat=1", "--norandommap",
+		"--runtime=" + runtime, "--randrepeat=1", "--norandommap",
 	}
 	if c.jobs == 0 {
-		return append(args, "--size=100%")
+		args = append(args, "--size=100%")
+		if c.reads() {
+			args = append(args, "--time_based")
+		}
+		return args
 	}
+	args = append(args, "--time_based")
 	share := fmt.Sprintf("%d%%", 100/c.jobs)
 	return append(args, fmt.Sprintf("--numjobs=%d", c.jobs), "--group_reporting",
 		"--size="+share, "--offset_increment="+share,
