@@ -11,8 +11,6 @@ import (
 const (
 	ioFetchReq          = 0xc0107520 // UBLK_U_IO_FETCH_REQ
 	ioCommitAndFetchReq = 0xc0107521 // UBLK_U_IO_COMMIT_AND_FETCH_REQ
-	ioRegisterBuf       = 0xc0107523 // UBLK_U_IO_REGISTER_IO_BUF
-	ioUnregisterBuf     = 0xc0107524 // UBLK_U_IO_UNREGISTER_IO_BUF
 )
 
 // Results of an I/O command.

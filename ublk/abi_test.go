@@ -33,8 +33,6 @@ var abi = map[string]uint64{
 	"UBLK_U_CMD_TRY_STOP_DEV":        cmdTryStopDev,
 	"UBLK_U_IO_FETCH_REQ":            ioFetchReq,
 	"UBLK_U_IO_COMMIT_AND_FETCH_REQ": ioCommitAndFetchReq,
-	"UBLK_U_IO_REGISTER_IO_BUF":      ioRegisterBuf,
-	"UBLK_U_IO_UNREGISTER_IO_BUF":    ioUnregisterBuf,
 	"UBLK_IO_RES_OK":                 ioResOK,
 	"-UBLK_IO_RES_ABORT":             -ioResAbort,
 

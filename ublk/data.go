@@ -50,7 +50,6 @@ func (q *queue) startTransfer(r *request, compare bool) (over bool) {
 	}
 	t.next, t.at, t.err = 0, 0, nil
 	if t.straight = q.goesStraight(r); t.straight {
-		q.register(r)
 		return q.continueTransfer(r)
 	}
 	return q.startCopying(r)
@@ -117,11 +116,9 @@ func (q *queue) continueTransfer(r *request) (over bool) {
 		return false
 	case t.straight && t.err != nil:
 		// Whatever it is, the copy will say so, or will do what zero copy could not.
-		q.unregister(r)
 		t.straight = false
 		return q.startCopying(r)
 	case t.straight:
-		q.unregister(r)
 		return true
 	case t.err != nil || !t.reads:
 	case t.compare:

@@ -25,7 +25,6 @@ const (
 	noDevice   = "there is no zoned device at all"
 	noRecovery = "no device outlives its server: attach takes --no-recovery only"
 	noZeroCopy = "data is copied once more, as with attach --no-zero-copy"
-	noAutoBuf  = "no more than the data of large requests is spared a copy"
 	noHandover = "no living process can hand a device to another one: qzbd upgrade works, because the process stays the same"
 )
 
@@ -42,7 +41,7 @@ var FeatureTable = []Feature{
 	{fZoned, "ZONED", "6.6", true, noDevice},
 	{fUserRecoveryFailIO, "USER_RECOVERY_FAIL_IO", "6.13", false, ""},
 	{fUpdateSize, "UPDATE_SIZE", "6.16", false, ""},
-	{fAutoBufReg, "AUTO_BUF_REG", "6.16", false, noAutoBuf},
+	{fAutoBufReg, "AUTO_BUF_REG", "6.16", false, noZeroCopy},
 	{fQuiesce, "QUIESCE", "6.16", false, ""},
 	{fPerIODaemon, "PER_IO_DAEMON", "6.16", false, noHandover},
 	{fBufRegOffDaemon, "BUF_REG_OFF_DAEMON", "6.17", false, ""},

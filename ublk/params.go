@@ -90,7 +90,7 @@ func deviceParams(c Config, g zns.Geometry) (params, error) {
 // that memory, and not every one is right about what it can do with other. A
 // copying device takes any.
 func (p *params) alignMemory(c Config, f Features) {
-	if c.DataAlign > 1 && f.Has(fSupportZeroCopy) {
+	if c.DataAlign > 1 && f.Has(zeroCopyFeatures) {
 		p.Types |= paramDMAAlign
 		p.DMA.Alignment = 1<<p.Basic.LogicalShift - 1
 	}

@@ -41,8 +41,7 @@ type queue struct {
 	// inMemory says that the data file is in a file system in memory: a read or
 	// write is a copy, and waits at most for memory.
 	inMemory bool
-	zeroCopy bool // the device has it
-	autoBuf  bool // and the driver registers the buffers
+	zeroCopy bool // the driver registers the memory of requests
 	// cpus are those whose requests come to this queue; none: any. The thread
 	// keeps to them, so that a request is served where its data is in the cache.
 	cpus   unix.CPUSet
@@ -136,8 +135,7 @@ func (q *queue) open() error {
 	if err := ring.RegisterFiles(q.charFD, q.dev.cfg.DataFD); err != nil {
 		return fmt.Errorf("ublk: register %s and the data file with descriptor %d: %w", CharPath(q.dev.id), q.dev.cfg.DataFD, err)
 	}
-	q.zeroCopy, q.autoBuf = q.dev.features.Has(fSupportZeroCopy), q.dev.features.Has(fAutoBufReg)
-	if q.zeroCopy {
+	if q.zeroCopy = q.dev.ZeroCopy(); q.zeroCopy {
 		if err := ring.RegisterBuffers(depth); err != nil {
 			return err
 		}

@@ -4,31 +4,19 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/qzbd/qzbd/uring"
 )
 
-// Zero copy: the memory of a request becomes a registered buffer of the queue's
-// ring, at the index of its tag, and is read from or written to the data file
-// without a stop in between. The driver keeps a request until its buffer is
-// unregistered again, so it may be answered in the same breath.
+// Zero copy: the driver makes the memory of every request a registered buffer of
+// the queue's ring (AUTO_BUF_REG), at the index of its tag, and from or to there the
+// data file is read or written without a stop in between. The buffer goes with the
+// answer.
 //
-// Either the driver registers the buffer of every request, when it hands it out
-// (AUTO_BUF_REG), which is the cheapest way to a disk. Or we ask it to, which costs
-// about as much as copying a few pages and therefore is done for large requests
-// only: where the driver cannot do it by itself, and where the data file is in
-// memory, to which nothing is cheaper than a copy at once but for the very largest.
-// What does not go straight is copied, as all is where the driver lacks
-// SUPPORT_ZERO_COPY.
+// Not for a data file in memory, to which nothing is cheaper than a copy at once.
+// What does not go straight is copied, as all is where the driver lacks the features.
 
-// The smallest requests, in bytes, that are worth being registered for.
-const (
-	straightMin         = 64 << 10
-	straightMinInMemory = 512 << 10
-)
+const zeroCopyFeatures = fSupportZeroCopy | fAutoBufReg
 
 // warnSysctls are not 0 on a machine that would rather stop than go on after a
 // warning of its kernel, or after so many
@@ -50,26 +38,17 @@ func survivesWarnings() bool {
 // array, and the data is right all the same: a machine that ends with a warning
 // does without.
 func (c Config) zeroCopy(f Features) (Features, error) {
-	if c.NoZeroCopy || !f.Has(fSupportZeroCopy) || !survivesWarnings() {
+	if c.NoZeroCopy || !f.Has(zeroCopyFeatures) || !survivesWarnings() {
 		return 0, nil
 	}
-	inMemory, err := isInMemory(c.DataFD)
-	if inMemory || err != nil || !f.Has(fAutoBufReg) {
-		return fSupportZeroCopy, err
+	if inMemory, err := isInMemory(c.DataFD); inMemory || err != nil {
+		return 0, err
 	}
-	return fSupportZeroCopy | fAutoBufReg, nil
+	return zeroCopyFeatures, nil
 }
 
-// ZeroCopy says of which requests the data goes straight: "all", "large" or "none".
-func (d *Device) ZeroCopy() string {
-	switch {
-	case d.features.Has(fAutoBufReg):
-		return "all"
-	case d.features.Has(fSupportZeroCopy):
-		return "large"
-	}
-	return "none"
-}
+// ZeroCopy says that data goes straight between requests and the data file.
+func (d *Device) ZeroCopy() bool { return d.features.Has(zeroCopyFeatures) }
 
 // isInMemory says that the open file is in a file system in memory.
 func isInMemory(fd int) (bool, error) {
@@ -83,40 +62,14 @@ func isInMemory(fd int) (bool, error) {
 // goesStraight says that a request is moved without a copy. Of one that is
 // compared the data is needed here.
 func (q *queue) goesStraight(r *request) bool {
-	switch {
-	case !q.zeroCopy || r.data.compare:
-		return false
-	case q.autoBuf:
-		return !r.unregistered
-	case q.inMemory:
-		return r.Len >= straightMinInMemory
-	}
-	return r.Len >= straightMin
-}
-
-// register queues that the memory of r becomes the buffer of its tag. What is
-// queued behind it finds it there; if it failed, that fails, too.
-func (q *queue) register(r *request) { q.buffer(ioRegisterBuf, r) }
-
-// unregister queues that the driver gets the memory of r back.
-func (q *queue) unregister(r *request) { q.buffer(ioUnregisterBuf, r) }
-
-func (q *queue) buffer(op uint32, r *request) {
-	if q.autoBuf {
-		return // with the request, and with its answer
-	}
-	cmd := ioCmd{QID: q.id, Tag: r.tag, Addr: uint64(r.tag)}
-	// Only a failure is heard of, and needs not be: what was to build on it fails.
-	if err := q.ring.QuietCmd(uring.Fixed(fileChar), op, (*[16]byte)(unsafe.Pointer(&cmd))); err != nil {
-		q.broken(err)
-	}
+	return q.zeroCopy && !r.unregistered && !r.data.compare
 }
 
 // bufAddr is what a fetch says about the next buffer of its tag (struct
 // ublk_auto_buf_reg): where it is registered, and that the request comes all the
 // same, marked, if that fails.
 func (q *queue) bufAddr(tag uint16) uint64 {
-	if !q.autoBuf {
+	if !q.zeroCopy {
 		return 0
 	}
 	return autoBufFallback | uint64(tag)

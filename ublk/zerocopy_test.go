@@ -2,6 +2,8 @@ package ublk
 
 import (
 	"bytes"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -46,10 +48,19 @@ func TestWhoGetsZeroCopy(t *testing.T) {
 	if in, err := isInMemory(onDisk); err != nil || in {
 		onDisk = memory // so are the files for temporary use here
 	}
-	const all = fSupportZeroCopy | fAutoBufReg
-	auto := Features(all)
+	sysctl := filepath.Join(t.TempDir(), "panic_on_warn")
+	defer func(names []string) { warnSysctls = names }(warnSysctls)
+	warnSysctls = []string{sysctl}
+	set := func(value string) {
+		if err := os.WriteFile(sysctl, []byte(value+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set("0")
+	const all = zeroCopyFeatures
+	disks := Features(all)
 	if onDisk == memory {
-		auto = fSupportZeroCopy
+		disks = 0
 	}
 	for _, c := range []struct {
 		no   bool
@@ -57,9 +68,9 @@ func TestWhoGetsZeroCopy(t *testing.T) {
 		can  Features
 		want Features
 	}{
-		{false, onDisk, all, auto},
-		{false, memory, all, fSupportZeroCopy},
-		{false, onDisk, fSupportZeroCopy, fSupportZeroCopy},
+		{false, onDisk, all, disks},
+		{false, memory, all, 0},
+		{false, onDisk, fSupportZeroCopy, 0},
 		{false, onDisk, fAutoBufReg, 0},
 		{true, onDisk, all, 0},
 		{false, onDisk, 0, 0},
@@ -72,30 +83,27 @@ func TestWhoGetsZeroCopy(t *testing.T) {
 	if _, err := (Config{DataFD: -1}).zeroCopy(all); err == nil {
 		t.Error("a file that is none has a file system")
 	}
+	set("1")
+	if got, err := (Config{DataFD: onDisk}).zeroCopy(all); err != nil || got != 0 {
+		t.Errorf("where a warning ends the machine: %v, %v", got, err)
+	}
+	warnSysctls = []string{sysctl + ".not-there"}
+	if got, err := (Config{DataFD: onDisk}).zeroCopy(all); err != nil || got != 0 {
+		t.Errorf("where nobody knows: %v, %v", got, err)
+	}
 }
 
 func TestWhatGoesStraight(t *testing.T) {
-	for _, c := range []struct {
-		n       uint64
-		q       *queue
-		r       *request
-		compare bool
-		want    bool
-	}{
-		{mib, &queue{}, &request{}, false, false},
-		{straightMin, &queue{zeroCopy: true}, &request{}, false, true},
-		{straightMin - 512, &queue{zeroCopy: true}, &request{}, false, false},
-		{mib, &queue{zeroCopy: true}, &request{}, true, false},
-		{straightMinInMemory, &queue{zeroCopy: true, inMemory: true}, &request{}, false, true},
-		{straightMinInMemory - 512, &queue{zeroCopy: true, inMemory: true}, &request{}, false, false},
-		{512, &queue{zeroCopy: true, autoBuf: true}, &request{}, false, true},
-		{512, &queue{zeroCopy: true, autoBuf: true}, &request{}, true, false},
-		{mib, &queue{zeroCopy: true, autoBuf: true}, &request{unregistered: true}, false, false},
+	for _, c := range []struct{ zeroCopy, unregistered, compare, want bool }{
+		{true, false, false, true},
+		{true, true, false, false},
+		{true, false, true, false},
+		{false, false, false, false},
 	} {
-		c.r.Len, c.r.data.compare = c.n, c.compare
-		if got := c.q.goesStraight(c.r); got != c.want {
-			t.Errorf("%d bytes, zero copy %v, auto %v, in memory %v, compared %v, unregistered %v: %v",
-				c.n, c.q.zeroCopy, c.q.autoBuf, c.q.inMemory, c.compare, c.r.unregistered, got)
+		r := &request{unregistered: c.unregistered}
+		r.data.compare = c.compare
+		if got := (&queue{zeroCopy: c.zeroCopy}).goesStraight(r); got != c.want {
+			t.Errorf("%+v: %v", c, got)
 		}
 	}
 }

@@ -43,7 +43,7 @@ func (r *Ring) UnregisterFiles() error {
 }
 
 // RegisterBuffers gives the ring places for n registered buffers, once. Drivers put
-// buffers there (UBLK_U_IO_REGISTER_IO_BUF).
+// buffers there (UBLK_F_AUTO_BUF_REG).
 func (r *Ring) RegisterBuffers(n int) error {
 	if _, err := r.ring.RegisterBuffersSparse(uint32(n)); err != nil {
 		return fmt.Errorf("uring: register places for %d buffers: %w", n, err)

@@ -42,7 +42,6 @@ const (
 
 const (
 	sqeFixedFile  = 1 << 0 // IOSQE_FIXED_FILE
-	sqeQuiet      = 1 << 6 // IOSQE_CQE_SKIP_SUCCESS (Linux 5.17)
 	fsyncDatasync = 1 << 0 // IORING_FSYNC_DATASYNC
 )
 
@@ -149,17 +148,6 @@ func (r *Ring) Cmd(f File, op uint32, cmd *[16]byte, addr, data uint64) error {
 		return err
 	}
 	s.off, s.cmd, s.addr = uint64(op), *cmd, addr
-	return nil
-}
-
-// QuietCmd queues a driver command as Cmd does. Nobody sees its CQE.
-func (r *Ring) QuietCmd(f File, op uint32, cmd *[16]byte) error {
-	s, err := r.queue(opURingCmd, f, quietData)
-	if err != nil {
-		return err
-	}
-	s.flags |= sqeQuiet
-	s.off, s.cmd = uint64(op), *cmd
 	return nil
 }
 

@@ -151,7 +151,7 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 	if o.resume {
 		begun = "recovered"
 	}
-	fields := []zap.Field{zap.String("zero-copy", dev.ZeroCopy())}
+	fields := []zap.Field{zap.Bool("zero-copy", dev.ZeroCopy())}
 	if h := o.handover; h != nil {
 		begun = "upgraded"
 		fields = append(fields, zap.String("from", h.From), zap.Float64("pause", srv.state.Pause))
