@@ -217,6 +217,10 @@ func (im *Image) acquire(n, after int64) (run, error) {
 // next home although it does not hold the rest of the zone.
 const minHome = 64
 
+// runAlign, in bytes, is what runs for zones begin at a multiple of: page caches and
+// file systems keep data in pieces of powers of two that are aligned to their size.
+const runAlign int64 = 1 << 20
+
 // takeClean takes n clean clusters where they fit best, or if nowhere the
 // longest run of at least enough.
 func (im *Image) takeClean(n, enough int64) run {
@@ -229,7 +233,13 @@ func (im *Image) takeClean(n, enough int64) run {
 			return run{}
 		}
 	}
-	return a.clean.takeAt(r.start, n)
+	start := r.start
+	if step := runAlign >> im.clusterBits; step > 1 && n%step == 0 {
+		if s := (start + step - 1) &^ (step - 1); s+n <= r.end() {
+			start = s
+		}
+	}
+	return a.clean.takeAt(start, n)
 }
 
 // acquireAt takes between enough and n clean clusters from cluster c on.

@@ -55,6 +55,19 @@ func TestAZoneIsOnePieceOfTheFileHoweverItIsWritten(t *testing.T) {
 	}
 }
 
+// TestAZoneBeginsAtAMultipleOfAMiB of the file, so that no more of the host's
+// large pieces are touched than must be.
+func TestAZoneBeginsAtAMultipleOfAMiB(t *testing.T) {
+	_, im := fresh(t, spec{clusterBits: 16, refOrder: 4, size: 64 * mib, zoneSize: 16 * mib}, Options{})
+	for z := range uint32(4) {
+		grow(t, im, z, 64<<10, 64<<10)
+		ext, ok := im.Map(nil, im.zoneStart(z), 4096, false)
+		if !ok || len(ext) != 1 || ext[0].Off%mib != 0 {
+			t.Errorf("zone %d is at %v", z, ext)
+		}
+	}
+}
+
 func TestAReopenedZoneGoesOnWhereItEnded(t *testing.T) {
 	f, im := fresh(t, small, Options{})
 	grow(t, im, 7, 100<<10, 50<<10)
