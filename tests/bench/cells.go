@@ -47,9 +47,6 @@ func (c cell) reads() bool { return c.rw == "randread" }
 
 func (c cell) writes() bool { return !c.reads() }
 
-// copies says that a copy of the data shows.
-func (c cell) copies() bool { return c.writes() && c.depth > 1 }
-
 // fioArgs are those of the cell on a device, for so much of the guest's time.
 // Writes end when the device is full: what comes after a zone's reset, of an
 // allocated image, is allocated again.
@@ -81,28 +78,16 @@ func selectCells(of []cell, only *regexp.Regexp) []cell {
 const (
 	belowMustMark = "below must"
 	belowGoalMark = "below goal"
-	mustOutMark   = "must out of reach" // of the bound, too
-	goalOutMark   = "goal out of reach"
 )
 
 // verdict says how a device of ours falls short under the load, or nothing.
-// The factors are those of its IOPS; bound, of null_blk, is that of a server that
-// has nothing to do.
-func (c cell) verdict(ofNullBlk, ofNBD, bound float64) string {
+// The factors are those of its IOPS.
+func (c cell) verdict(ofNullBlk, ofNBD float64) string {
 	switch {
-	case ofNBD < c.mustNBD, ofNullBlk < c.must && bound >= c.must:
+	case ofNullBlk < c.must || ofNBD < c.mustNBD:
 		return belowMustMark
-	case ofNullBlk < c.must:
-		return mustOutMark
-	case ofNullBlk < c.goal && bound < c.goal:
-		return goalOutMark
 	case ofNullBlk < c.goal:
 		return belowGoalMark
 	}
 	return ""
 }
-
-// bound is how many IOPS a server could reach that has nothing to do but to answer:
-// fio asks, ublk hands the request over and takes the answer, the file takes or
-// gives the bytes. What fio and its system calls need is in both of the others.
-func bound(file, ublk, fio float64) float64 { return 1 / (1/file + 1/ublk - 1/fio) }

@@ -18,11 +18,12 @@ const (
 )
 
 // colors of the bars, by kind: gray of the peers, brown of what bounds ours, blue
-// of ours, green of ours when it copies.
+// of ours, green of ours on a disk.
 var colors = map[string]string{
 	nullBlkName: "#8a8a8a", qemuNBDName: "#c4c4c4",
-	plainFreshName: "#e3cf95", plainAllocatedName: "#c9a227", ublkNullName: "#8a6914", fioAloneName: "#5e5e5e",
-	freshName: "#7fb2e5", allocatedName: "#2f6db5", freshCopyName: "#bcd9bc", allocatedCopyName: "#5c9a5c",
+	plainFreshName: "#e3cf95", plainAllocatedName: "#c9a227", ublkNullName: "#8a6914",
+	freshName: "#7fb2e5", allocatedName: "#2f6db5",
+	ext4Name: "#5c9a5c", ext4CopyName: "#bcd9bc", ext4DirectName: "#2f6b4f", ext4DirectCopyName: "#9cc4b0",
 }
 
 // chart draws the IOPS of all devices as bars, × null_blk, and across those of

@@ -23,9 +23,7 @@ const (
 type kind struct {
 	name   string
 	zoned  bool
-	fio    []string        // more of its arguments
 	ours   bool            // must and goal are of such
-	file   string          // of ours: the plain file like its image, name of a kind
 	only   func(cell) bool // the cells to measure; nil: all
 	attach func(*bench) (*device, error)
 }
@@ -39,16 +37,22 @@ const (
 	plainAllocatedName = "plain file, allocated"
 
 	ublkNullName = "ublk null"
-	fioAloneName = "fio alone"
 
-	freshName         = "qzbd, fresh image"
-	allocatedName     = "qzbd, allocated image"
-	freshCopyName     = "qzbd, fresh, copying"
-	allocatedCopyName = "qzbd, allocated, copying"
+	freshName     = "qzbd, fresh image"
+	allocatedName = "qzbd, allocated image"
+
+	ext4Name           = "qzbd, ext4"
+	ext4CopyName       = "qzbd, ext4, copying"
+	ext4DirectName     = "qzbd, ext4, direct"
+	ext4DirectCopyName = "qzbd, ext4, direct, copying"
 )
 
-// noZeroCopy has a server copy the data of requests.
-const noZeroCopy = "--no-zero-copy"
+// Flags of attach. Without the first, data goes straight between requests and an
+// image on a disk.
+const (
+	noZeroCopy = "--no-zero-copy"
+	direct     = "--direct"
+)
 
 var kinds = []kind{
 	{name: nullBlkName, zoned: true, attach: (*bench).nullBlk},
@@ -57,12 +61,12 @@ var kinds = []kind{
 	{name: plainFreshName, only: cell.writes, attach: plainFile(false)},
 	{name: plainAllocatedName, attach: plainFile(true)},
 	{name: ublkNullName, zoned: true, attach: (*bench).ublkNull},
-	{name: fioAloneName, fio: []string{"--direct=0", fmt.Sprintf("--size=%dM", sizeMiB)}, attach: (*bench).zero},
-	{name: freshName, zoned: true, ours: true, file: plainFreshName, attach: qzbd("off")},
-	{name: allocatedName, zoned: true, ours: true, file: plainAllocatedName, attach: qzbd("full")},
-	// Must and goal are of what attach does by itself.
-	{name: freshCopyName, zoned: true, only: cell.copies, attach: qzbd("off", noZeroCopy)},
-	{name: allocatedCopyName, zoned: true, only: cell.copies, attach: qzbd("full", noZeroCopy)},
+	{name: freshName, zoned: true, ours: true, attach: qzbd("off")},
+	{name: allocatedName, zoned: true, ours: true, attach: qzbd("full")},
+	{name: ext4Name, zoned: true, attach: onExt4()},
+	{name: ext4CopyName, zoned: true, attach: onExt4(noZeroCopy)},
+	{name: ext4DirectName, zoned: true, attach: onExt4(direct)},
+	{name: ext4DirectCopyName, zoned: true, attach: onExt4(direct, noZeroCopy)},
 }
 
 // selection is those of the cells that are for the kind.
@@ -74,11 +78,6 @@ func (k kind) selection(cells []cell) []cell {
 type device struct {
 	node   string
 	detach func() error
-}
-
-// zero is /dev/zero, which is done with every I/O at once.
-func (b *bench) zero() (*device, error) {
-	return &device{"/dev/zero", func() error { return nil }}, nil
 }
 
 // nullBlk makes a zoned device of the kernel's own, in memory.
@@ -154,25 +153,82 @@ func connected(sys string) bool {
 	return err == nil && strings.TrimSpace(string(size)) != "0"
 }
 
-// qzbd attaches one of our images, with queues of depth 128.
-func qzbd(preallocation string, flags ...string) func(*bench) (*device, error) {
+// qzbd attaches one of our images.
+func qzbd(preallocation string) func(*bench) (*device, error) {
+	return func(b *bench) (*device, error) { return b.attach(b.dir, preallocation) }
+}
+
+// onExt4 attaches an image on a disk in memory.
+func onExt4(flags ...string) func(*bench) (*device, error) {
 	return func(b *bench) (*device, error) {
-		if err := b.run("modprobe", "ublk_drv"); err != nil {
-			return nil, err
-		}
-		program, image := b.path("qzbd"), b.path("zoned.qcow2")
-		options := fmt.Sprintf("zone.size=%dM,preallocation=%s", zoneMiB, preallocation)
-		if err := b.run(program, "create", "-o", options, image, fmt.Sprintf("%dM", sizeMiB)); err != nil {
-			return nil, err
-		}
-		args := append([]string{"attach", fmt.Sprintf("--queues=%d", b.queues), "--depth=128", image}, flags...)
-		out, err := b.output(program, args...)
+		dir, unmount, err := b.ext4()
 		if err != nil {
 			return nil, err
 		}
-		node := strings.TrimSpace(out)
-		return &device{node, func() error {
-			return errors.Join(b.run(program, "detach", node), os.Remove(image))
-		}}, nil
+		d, err := b.attach(dir, "off", flags...)
+		if err != nil {
+			return nil, errors.Join(err, unmount())
+		}
+		return &device{d.node, func() error { return errors.Join(d.detach(), unmount()) }}, nil
 	}
+}
+
+// disk brings the kernel's disk in memory, once, with room for a file system with
+// an image. All of its memory is there before anything is measured, and nothing is
+// written back to it before a file is synced.
+func (b *bench) disk() (string, error) {
+	const node = "/dev/ram0"
+	if _, err := os.Stat(node); err == nil {
+		return node, nil
+	}
+	for name, percent := range map[string]string{"dirty_background_ratio": "80", "dirty_ratio": "90"} {
+		if err := os.WriteFile("/proc/sys/vm/"+name, []byte(percent), 0); err != nil {
+			return "", err
+		}
+	}
+	const mib = sizeMiB * 5 / 4
+	if err := b.run("modprobe", "brd", "rd_nr=1", fmt.Sprintf("rd_size=%d", mib<<10)); err != nil {
+		return "", err
+	}
+	return node, b.run("dd", "if=/dev/zero", "of="+node, "bs=1M", fmt.Sprintf("count=%d", mib), "oflag=direct")
+}
+
+// ext4 mounts a new file system on the disk.
+func (b *bench) ext4() (dir string, unmount func() error, err error) {
+	disk, err := b.disk()
+	if err != nil {
+		return "", nil, err
+	}
+	if err := b.run("mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard", disk); err != nil {
+		return "", nil, err
+	}
+	dir = b.path("ext4")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", nil, err
+	}
+	if err := unix.Mount(disk, dir, "ext4", 0, ""); err != nil {
+		return "", nil, fmt.Errorf("mount %s: %w", disk, err)
+	}
+	return dir, func() error { return unix.Unmount(dir, 0) }, nil
+}
+
+// attach attaches a new image in dir, with queues of depth 128.
+func (b *bench) attach(dir, preallocation string, flags ...string) (*device, error) {
+	if err := b.run("modprobe", "ublk_drv"); err != nil {
+		return nil, err
+	}
+	program, image := b.path("qzbd"), filepath.Join(dir, "zoned.qcow2")
+	options := fmt.Sprintf("zone.size=%dM,preallocation=%s", zoneMiB, preallocation)
+	if err := b.run(program, "create", "-o", options, image, fmt.Sprintf("%dM", sizeMiB)); err != nil {
+		return nil, err
+	}
+	args := append([]string{"attach", fmt.Sprintf("--queues=%d", b.queues), "--depth=128", image}, flags...)
+	out, err := b.output(program, args...)
+	if err != nil {
+		return nil, err
+	}
+	node := strings.TrimSpace(out)
+	return &device{node, func() error {
+		return errors.Join(b.run(program, "detach", node), os.Remove(image))
+	}}, nil
 }

@@ -38,10 +38,15 @@ type bench struct {
 func (b *bench) path(name string) string { return filepath.Join(b.dir, name) }
 
 // newBench brings the programs that everything needs; program is the qzbd to use.
+// The file system for that and for images has large folios, as those on disks have
+// them for what is written at once.
 func newBench(program string) (*bench, error) {
 	dir, err := os.MkdirTemp("", "bench-")
 	if err != nil {
 		return nil, err
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "huge=always"); err != nil {
+		return nil, fmt.Errorf("mount a tmpfs with large folios: %w", err)
 	}
 	b := &bench{dir: dir, queues: 1}
 	for _, p := range []struct{ name, path string }{{"fio", "fio"}, {"qemu-nbd", "qemu-nbd"}, {"qzbd", program}} {
@@ -211,7 +216,7 @@ func (b *bench) fioCommand(k kind, d *device, args ...string) []string {
 	if k.zoned {
 		command = append(command, "--zonemode=zbd")
 	}
-	return append(command, k.fio...)
+	return command
 }
 
 const fioFile = "fio.json"

@@ -40,7 +40,6 @@ type deviceResult struct {
 	OfNullBlk    float64   `json:"null_blk"`     // × null_blk: the median of the boots' ratios
 	OfNBD        float64   `json:"qemu-nbd"`     // × qemu-nbd, likewise
 	Ours         bool      `json:"ours"`
-	Bound        float64   `json:"bound,omitempty"`   // of ours, × null_blk: of a server that has nothing to do
 	Verdict      string    `json:"verdict,omitempty"` // how it falls short
 }
 
@@ -69,27 +68,13 @@ func newResults(selected []cell, boots []boot) *results {
 			d.Instructions = float64(clockRate) / d.IOPS
 			d.Spread = 100 * (slices.Max(d.Runs) - slices.Min(d.Runs)) / d.IOPS
 			if k.ours {
-				d.Bound = median(bounds(boots, k, c))
-				d.Verdict = c.verdict(d.OfNullBlk, d.OfNBD, d.Bound)
+				d.Verdict = c.verdict(d.OfNullBlk, d.OfNBD)
 			}
 			cr.Devices = append(cr.Devices, d)
 		}
 		r.Cells = append(r.Cells, cr)
 	}
 	return r
-}
-
-// bounds are the bounds of the kind in the cell, × null_blk, of each boot.
-func bounds(boots []boot, k kind, c cell) (list []float64) {
-	for _, b := range boots {
-		of := func(kind string) float64 { return b.IOPS[kind][c.name()] }
-		file := k.file
-		if !c.writes() {
-			file = plainAllocatedName // what is read has been written
-		}
-		list = append(list, bound(of(file), of(ublkNullName), of(fioAloneName))/of(nullBlkName))
-	}
-	return list
 }
 
 // median is the middle value, or the mean of the two in the middle.
@@ -113,11 +98,11 @@ func (r *results) widest() (cellResult, deviceResult) {
 	return cell, device
 }
 
-// count says how many of our lines have one of the verdicts.
-func (r *results) count(verdicts ...string) (n int) {
+// count says how many of our lines have the verdict.
+func (r *results) count(verdict string) (n int) {
 	for _, c := range r.Cells {
 		for _, d := range c.Devices {
-			if d.Ours && slices.Contains(verdicts, d.Verdict) {
+			if d.Ours && d.Verdict == verdict {
 				n++
 			}
 		}
