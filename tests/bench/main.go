@@ -101,6 +101,9 @@ func run(ctx context.Context, args []string) error {
 	}
 	h := host{out: *out, args: []string{"-cells", *only, "-qzbd", path}}
 	if *profile {
+		if len(one) == 0 {
+			return fmt.Errorf("only cells with one queue are profiled: %q names none, take one like %q", *only, cells[0].name())
+		}
 		return h.profile(ctx)
 	}
 	if err := vm.InstallDeps(ctx, os.Stderr); err != nil {

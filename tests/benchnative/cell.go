@@ -84,9 +84,11 @@ func (r result) ratios() []float64 {
 	return all
 }
 
+// median is the middle value, or the mean of the two in the middle.
 func median(values []float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))
-	return sorted[len(sorted)/2]
+	n := len(sorted)
+	return (sorted[(n-1)/2] + sorted[n/2]) / 2
 }
 
 func (r result) missed() bool { return r.must > 0 && median(r.ratios()) > r.must }

@@ -37,7 +37,7 @@ func run(ctx context.Context) (err error) {
 	qzbd := flag.String("qzbd", "bin/qzbd", "the `program` to measure")
 	qemu := flag.String("qemu-img", "qemu-img", "the `program` to compare it with")
 	dir := flag.String("dir", "/dev/shm", "`directory` for 3G of images, on a tmpfs")
-	rounds := flag.Int("rounds", 3, "how often each is measured; odd")
+	rounds := flag.Int("rounds", 3, "how `often` each is measured")
 	only := flag.String("only", "", "a `kind` of requests: read, overwrite or allocate; all by default")
 	flag.Parse()
 	if *rounds < 1 || flag.NArg() > 0 {
