@@ -347,6 +347,8 @@ func (m *machine) supervise(ctx context.Context, kill context.CancelCauseFunc, e
 				kill(nil)
 			case m.exited || m.failure != "":
 				kill(nil) // we know enough: it just does not power off
+			case m.started && m.o.VirtualClock: // its own watch is no use
+				kill(fmt.Errorf("%w (%v)", ErrTimeout, m.o.Timeout))
 			case m.started:
 				kill(fmt.Errorf("%w (%v), and the guest did not answer", ErrTimeout, m.o.Timeout))
 			case m.alive:

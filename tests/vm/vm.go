@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -66,8 +67,8 @@ type Options struct {
 
 	// VirtualClock has the guest's clock advance by 1 ns with each instruction
 	// that it executes, on one CPU: a duration then counts instructions, whatever
-	// else the host does. While the guest is idle its timers expire at once, those
-	// of Timeout as well.
+	// else the host does. While the guest is idle, as when it waits for a file of
+	// the host, its timers expire at once. Timeout is by the host's clock.
 	VirtualClock bool
 
 	// System names an ext4 image, made if it is not there. The machine then
@@ -243,6 +244,9 @@ func newJob(o Options, k Kernel, argv []string) (*guest.Job, error) {
 		Release: k.Release,
 		Modules: k.modules(),
 		Disks:   len(o.NBD) + len(o.Disks),
+	}
+	if o.VirtualClock {
+		job.Timeout = math.MaxInt64 // the guest's clock runs ahead
 	}
 	if o.Scratch != "" {
 		job.Disks++
