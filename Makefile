@@ -114,9 +114,11 @@ powercut: build vm
 
 bench: build # how fast it is, in a machine whose clock counts instructions
 	go run ./tests/bench -boots=$(BOOTS) -cells='$(value CELLS)'
+
+NATIVEDIR ?= /dev/shm
 bench-native: build # the engine beside QEMU's; nothing else should compute meanwhile
 	go build -o bin/benchnative ./tests/benchnative
-	bin/benchnative -rounds $(ROUNDS)
+	bin/benchnative -rounds $(ROUNDS) -dir $(NATIVEDIR)
 
 BENCHDIRS := ./uring ./zns ./qcow2 ./ublk ./tests/engine
 bench-go: # for benchstat

@@ -217,12 +217,13 @@ func (im *Image) acquire(n, after int64) (run, error) {
 // next home although it does not hold the rest of the zone.
 const minHome = 64
 
-// runAlign, in bytes, is what runs for zones begin at a multiple of: page caches and
-// file systems keep data in pieces of powers of two that are aligned to their size.
+// runAlign, in bytes: page caches and file systems keep data in pieces of powers of
+// two that are aligned to their size.
 const runAlign int64 = 1 << 20
 
-// takeClean takes n clean clusters where they fit best, or if nowhere the
-// longest run of at least enough.
+// takeClean takes n clean clusters out of the run in which they fit best, or if
+// there is none the longest run of at least enough. If they are a multiple of
+// runAlign they begin at such a one, where the run has room for that.
 func (im *Image) takeClean(n, enough int64) run {
 	a := &im.alloc
 	a.mu.Lock()

@@ -30,7 +30,7 @@ const (
 
 // FeatureTable lists the features there are, by bit.
 var FeatureTable = []Feature{
-	{fSupportZeroCopy, "SUPPORT_ZERO_COPY", "6.15", false, noZeroCopy},
+	{fSupportZeroCopy, "SUPPORT_ZERO_COPY", "6.15", false, ""},
 	{fURingCmdCompInTask, "URING_CMD_COMP_IN_TASK", "6.0", false, ""},
 	{fNeedGetData, "NEED_GET_DATA", "6.0", false, ""},
 	{fUserRecovery, "USER_RECOVERY", "6.1", false, noRecovery},

@@ -209,7 +209,7 @@ func (o *attachOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error; debug logs every request")
 	f.StringSliceVar(&o.trace, "trace", nil, "log what happens in detail: "+strings.Join(traceNames, ", "))
 	f.StringVar(&o.metrics, "metrics", "", "let Prometheus read metrics at an address: PORT of this machine alone, HOST:PORT, or unix:/PATH")
-	f.BoolVar(&o.noZeroCopy, "no-zero-copy", false, "copy the data of every request, also where the kernel could do without (Linux 6.16 and later)")
+	f.BoolVar(&o.noZeroCopy, "no-zero-copy", false, "copy the data of every request, also where it needs no copy: on Linux 6.16 and later, of images that are not on a tmpfs")
 	f.BoolVar(&o.noRecovery, "no-recovery", false, "let the device go, with errors for its users, when its server dies")
 }
 

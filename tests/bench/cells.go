@@ -15,7 +15,7 @@ type cell struct {
 
 	// Factors of the IOPS of null_blk and of qemu-nbd in the same boot.
 	must    float64 // about what a plain file through ublk reaches, in C++
-	goal    float64 // what the kernel's own zoned devices on files reach
+	goal    float64 // what the kernel's own zoned devices on files reach, or that, whichever is more
 	mustNBD float64
 }
 

@@ -17,7 +17,7 @@ const (
 	groupMargin = 14
 )
 
-// colors of the bars, by kind: gray of the peers, brown of what bounds ours, blue
+// colors of the bars, by kind: gray of the peers, brown of what ours cannot do without, blue
 // of ours, green of ours on a disk.
 var colors = map[string]string{
 	nullBlkName: "#8a8a8a", qemuNBDName: "#c4c4c4",

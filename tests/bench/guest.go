@@ -192,7 +192,7 @@ func (b *bench) measureCell(k kind, d *device, c cell, runtime string, iops map[
 		return fmt.Errorf("%s: %w", c.name(), err)
 	}
 	if runtime != warmUp {
-		fmt.Fprintf(os.Stderr, "%-24s %-24s %7.0f IOPS\n", c.name(), k.name, n)
+		fmt.Fprintf(os.Stderr, "%-24s %-27s %7.0f IOPS\n", c.name(), k.name, n)
 	}
 	iops[c.name()] = n
 	return nil

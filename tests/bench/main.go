@@ -16,13 +16,13 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -66,7 +66,7 @@ func run(ctx context.Context, args []string) error {
 	profile := flags.Bool("profile", false, "instead of measuring, print where the guest's instructions go")
 	flags.Parse(args)
 	if *boots < 1 || flags.NArg() > 0 {
-		return errors.New("want at least one boot and no arguments, see -help")
+		return fmt.Errorf("-boots=%d, arguments %q: want at least one boot, and no arguments", *boots, flags.Args())
 	}
 	re, err := regexp.Compile(*only)
 	if err != nil {
@@ -74,7 +74,11 @@ func run(ctx context.Context, args []string) error {
 	}
 	one, several := selectCells(cells, re), len(selectCells(parallel, re)) > 0
 	if len(one) == 0 && !several {
-		return fmt.Errorf("no cell matches %q: the names are like %q and %q", *only, cells[0].name(), parallel[0].name())
+		var names []string
+		for _, c := range slices.Concat(cells, parallel) {
+			names = append(names, c.name())
+		}
+		return fmt.Errorf("no cell matches %q: there are %q", *only, names)
 	}
 	if mode != "" {
 		b, err := newBench(*program)

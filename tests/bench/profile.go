@@ -27,7 +27,16 @@ func (b *bench) profile(selected []cell) error {
 			if !profiled(k) {
 				continue
 			}
-			if err := b.with(k, func(d *device) error { return b.profileCell(k, d, c) }); err != nil {
+			// As measureKind: warmed up on a device that is thrown away.
+			warm := func(d *device) error {
+				_, err := b.fio(k, d, c.fioArgs(warmUp)...)
+				return err
+			}
+			err := b.with(k, warm)
+			if err == nil {
+				err = b.with(k, func(d *device) error { return b.profileCell(k, d, c) })
+			}
+			if err != nil {
 				return fmt.Errorf("%s, %s: %w", c.name(), k.name, err)
 			}
 		}
@@ -35,15 +44,12 @@ func (b *bench) profile(selected []cell) error {
 	return nil
 }
 
-// profileCell runs a cell, after a warm-up, under perf.
+// profileCell runs a cell under perf.
 func (b *bench) profileCell(k kind, d *device, c cell) error {
 	if c.reads() {
 		if err := b.fill(k, d, measured); err != nil {
 			return err
 		}
-	}
-	if _, err := b.fio(k, d, c.fioArgs(warmUp)...); err != nil {
-		return err
 	}
 	perf, data := b.path("perf"), b.path("perf.data")
 	record := []string{"record", "--quiet", "--all-cpus", "--event=cpu-clock", fmt.Sprintf("--count=%d", sampleEvery), "--output=" + data, "--"}

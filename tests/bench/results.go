@@ -37,8 +37,8 @@ type deviceResult struct {
 	Instructions float64   `json:"instructions"` // per I/O
 	Runs         []float64 `json:"runs"`         // IOPS of each boot
 	Spread       float64   `json:"spread"`       // from the least of them to the most, % of the median
-	OfNullBlk    float64   `json:"null_blk"`     // × null_blk: the median of the boots' ratios
-	OfNBD        float64   `json:"qemu-nbd"`     // × qemu-nbd, likewise
+	OfNullBlk    float64   `json:"of-null_blk"`  // × null_blk: the median of the boots' ratios
+	OfNBD        float64   `json:"of-qemu-nbd"`  // × qemu-nbd, likewise
 	Ours         bool      `json:"ours"`
 	Verdict      string    `json:"verdict,omitempty"` // how it falls short
 }

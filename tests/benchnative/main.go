@@ -1,6 +1,7 @@
 // Command benchnative compares the engine of qzbd with QEMU's: qzbd bench on an
 // image, qemu-img bench on a plain qcow2 image of the same size and cluster
-// size, by io_uring and past the page cache.
+// size, by io_uring and past the page cache. On a tmpfs qzbd does without the ring,
+// as a server does with such an image; with -dir on a disk both use it.
 //
 // The measure is CPU time per request, user and system, of the whole process,
 // less what a run of one request takes. The two alternate, round by round, so
@@ -19,6 +20,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -36,12 +38,15 @@ func main() {
 func run(ctx context.Context) (err error) {
 	qzbd := flag.String("qzbd", "bin/qzbd", "the `program` to measure")
 	qemu := flag.String("qemu-img", "qemu-img", "the `program` to compare it with")
-	dir := flag.String("dir", "/dev/shm", "`directory` for 3G of images, on a tmpfs")
+	dir := flag.String("dir", "/dev/shm", "`directory` for 3G of images")
 	rounds := flag.Int("rounds", 3, "how `often` each is measured")
 	only := flag.String("only", "", "a `kind` of requests: read, overwrite or allocate; all by default")
 	flag.Parse()
-	if *rounds < 1 || flag.NArg() > 0 {
-		return errors.New("-rounds must be at least 1, and there are no arguments")
+	switch {
+	case *rounds < 1 || flag.NArg() > 0:
+		return fmt.Errorf("-rounds=%d, arguments %q: want at least one round, and no arguments", *rounds, flag.Args())
+	case *only != "" && !slices.ContainsFunc(cells, func(c cell) bool { return c.kind == kind(*only) }):
+		return fmt.Errorf("-only=%s: it must be read, overwrite or allocate", *only)
 	}
 	tmp, err := os.MkdirTemp(*dir, "qzbd-bench-")
 	if err != nil {

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Profiles of the engine: profile.sh DIR, with images in DIR, a tmpfs. $bin has
 # qzbd and gets profile/*.pprof. Work that the kernel does on threads of its own,
-# as for direct I/O on a tmpfs, is not in a Go profile; "perf record" shows it.
+# as it may where DIR is on a disk, is not in a Go profile; "perf record" shows it.
 set -eu
 dir=$(mktemp -d "$1/qzbd-profile-XXXXXX")
 trap 'rm -rf "$dir"' EXIT
