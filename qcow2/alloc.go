@@ -183,8 +183,9 @@ func (im *Image) acquire(n, after int64) (run, error) {
 	}
 	// The file is as long as a full device needs it. Two rounds make clusters
 	// of reset zones available: one covers their cleared entries, one the holes.
+	// A round under way may have them in its hands.
 	for range 2 {
-		if !a.waiting() {
+		if a.quarantined() == 0 {
 			break
 		}
 		if err := im.syncer.drain(); err != nil {
@@ -223,7 +224,9 @@ const runAlign int64 = 1 << 20
 
 // takeClean takes n clean clusters out of the run in which they fit best, or if
 // there is none the longest run of at least enough. If they are a multiple of
-// runAlign they begin at such a one, where the run has room for that.
+// runAlign and the run is that at the end of the file, they begin at such a one.
+// (Further ahead a piece out of the middle of what zones had could cost them their
+// places.)
 func (im *Image) takeClean(n, enough int64) run {
 	a := &im.alloc
 	a.mu.Lock()
@@ -235,7 +238,7 @@ func (im *Image) takeClean(n, enough int64) run {
 		}
 	}
 	start := r.start
-	if step := runAlign >> im.clusterBits; step > 1 && n%step == 0 {
+	if step := runAlign >> im.clusterBits; step > 1 && n%step == 0 && r.end() == a.length() {
 		if s := (start + step - 1) &^ (step - 1); s+n <= r.end() {
 			start = s
 		}

@@ -309,6 +309,38 @@ func TestTheFileDoesNotGrowWithoutBound(t *testing.T) {
 	wantClean(t, f)
 }
 
+// TestWritersWaitForWhatARoundHasInItsHands rather than to make the file longer than
+// a full device needs it.
+func TestWritersWaitForWhatARoundHasInItsHands(t *testing.T) {
+	s := spec{clusterBits: 12, refOrder: 4, size: 4 << 20, zoneSize: 512 << 10}
+	f, im := fresh(t, s, Options{})
+	fill := func() {
+		for z := range uint32(8) {
+			grow(t, im, z, 512<<10, 128<<10)
+		}
+	}
+	fill()
+	must(t, im.Round())
+	must(t, im.Reset([]uint32{0, 1, 2, 3, 4, 5, 6, 7}))
+	slow := &slowSync{File: f, gate: make(chan struct{}), entered: make(chan struct{}, 100)}
+	im.f = slow
+	round, written := make(chan error), make(chan struct{})
+	go func() { round <- im.Round() }()
+	<-slow.entered
+	go func() { fill(); close(written) }()
+	for waits := false; !waits; {
+		im.syncer.mu.Lock()
+		waits = len(im.syncer.drains) > 0 || len(slow.entered) > 0
+		im.syncer.mu.Unlock()
+	}
+	close(slow.gate)
+	<-written
+	must(t, <-round)
+	if have, limit := im.alloc.length(), im.alloc.limit; have > limit {
+		t.Errorf("the file has %d clusters, more than %d", have, limit)
+	}
+}
+
 func TestResetGivesSpaceBack(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "image")
 	file, err := os.Create(path)
