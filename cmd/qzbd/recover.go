@@ -142,6 +142,9 @@ func refuseWaiting(image string) error {
 
 // recover starts a new server in the background.
 func (s *state) recover() error {
+	for deadline := time.Now().Add(dyingWait); s.alive() && dying(s.PID) && time.Now().Before(deadline); {
+		time.Sleep(dyingWait / 1000)
+	}
 	switch {
 	case s.alive():
 		return s.explainServed()

@@ -135,19 +135,54 @@ func processStart(pid int) (uint64, error) {
 	return started, err
 }
 
-// readStart returns field 22 of /proc/PID/stat (proc_pid_stat(5)).
-func readStart(pid int) (uint64, error) {
+// dying says that a process has been killed and is not gone yet.
+func dying(pid int) bool {
+	const exiting = 4 // PF_EXITING in the flags, field 9 of /proc/PID/stat
+	fields, err := readStat(pid)
+	if err != nil {
+		return false
+	}
+	if flags, err := strconv.ParseUint(fields[6], 10, 64); err == nil && flags&exiting != 0 {
+		return true
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(status)) {
+		name, mask, _ := strings.Cut(strings.TrimSpace(line), ":\t")
+		if name != "SigPnd" && name != "ShdPnd" {
+			continue
+		}
+		if pending, err := strconv.ParseUint(mask, 16, 64); err == nil && pending>>(unix.SIGKILL-1)&1 != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// readStat returns the fields of /proc/PID/stat from the third on (proc_pid_stat(5)).
+func readStat(pid int) ([]string, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	name := strings.LastIndex(string(b), ") ") // the name may hold anything
 	if name < 0 {
-		return 0, fmt.Errorf("/proc/%d/stat has no name field", pid)
+		return nil, fmt.Errorf("/proc/%d/stat has no name field", pid)
 	}
 	fields := strings.Fields(string(b)[name+2:])
 	if len(fields) < 20 {
-		return 0, os.ErrProcessDone
+		return nil, os.ErrProcessDone
+	}
+	return fields, nil
+}
+
+// readStart returns field 22 of /proc/PID/stat (proc_pid_stat(5)).
+func readStart(pid int) (uint64, error) {
+	fields, err := readStat(pid)
+	if err != nil {
+		return 0, err
 	}
 	// Field 20 is the number of threads. While one of them executes another
 	// program (an upgrade does), the first one has ended.

@@ -42,6 +42,27 @@ func TestAServerIsAliveOnlyWhileItsVeryProcessRuns(t *testing.T) {
 
 // A process that executes another program, as an upgrade does, is alive all the
 // time.
+func TestWhoIsKilledAndNotGoneIsDying(t *testing.T) {
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pid := cmd.Process.Pid
+	if dying(pid) || dying(os.Getpid()) {
+		t.Error("who lives is dying")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for !dying(pid) { // soon, until it is waited for
+		runtime.Gosched()
+	}
+	cmd.Wait()
+	if dying(pid) {
+		t.Error("who is gone is still dying")
+	}
+}
+
 func TestAServerIsAliveWhileItBecomesAnotherProgram(t *testing.T) {
 	cmd := exec.Command("/proc/self/exe", "-test.run=TestExecuteOnAndOn")
 	cmd.Env = append(os.Environ(), "QZBD_TEST_EXECUTE=40")
