@@ -68,6 +68,22 @@ func TestAZoneBeginsAtAMultipleOfAMiB(t *testing.T) {
 	}
 }
 
+// TestPlacesThatZonesHadAreUsedAsTheyAre: two zones that lay side by side, at no
+// multiple of a MiB, leave room for two.
+func TestPlacesThatZonesHadAreUsedAsTheyAre(t *testing.T) {
+	_, im := fresh(t, spec{clusterBits: 16, refOrder: 4, size: 64 * mib, zoneSize: 4 * mib}, Options{})
+	a := &im.alloc
+	a.fileEnd.Store(1001)
+	a.clean = runSet{}
+	must(t, a.release(run{101, 128}))
+	must(t, a.release(run{301, 700}))
+	for _, want := range []run{{101, 64}, {165, 64}, {304, 64}, {368, 64}} {
+		if got := im.takeClean(64, 64); got != want {
+			t.Errorf("%v, want %v", got, want)
+		}
+	}
+}
+
 func TestAReopenedZoneGoesOnWhereItEnded(t *testing.T) {
 	f, im := fresh(t, small, Options{})
 	grow(t, im, 7, 100<<10, 50<<10)

@@ -16,8 +16,8 @@ import (
 // copying are the ways of data through a device of this kernel.
 var copying = map[string]Config{"zero copy where there is": {}, "copies only": {NoZeroCopy: true}}
 
-// TestRequestsOfAllSizes moves data in one extent and in many, in memory and on a disk, and what needs a copy in between: holes, the end of the
-// data file.
+// TestRequestsOfAllSizes moves data in one extent and in many, in memory and on a
+// disk, and what needs a copy in between: holes, the end of the data file.
 func TestRequestsOfAllSizes(t *testing.T) {
 	disk := os.Getenv("QZBD_VM_SCRATCH")
 	if disk == "" {
