@@ -247,6 +247,9 @@ func (d *driver) summary() bool {
 		for _, o := range d.outcomes {
 			for _, f := range o.failures {
 				fmt.Fprintf(d.out, "  %s: %s\n", o.name, f.name)
+				for _, line := range f.gist() {
+					fmt.Fprintf(d.out, "      %s\n", line)
+				}
 			}
 		}
 		fmt.Fprintln(d.out, "logs are in bin/test")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -19,6 +20,28 @@ var allowedSkips = map[string]string{}
 // failure is a test that failed and what it printed.
 type failure struct {
 	name, output string
+}
+
+// messageStart is how the testing package begins what a test says.
+var messageStart = regexp.MustCompile(`^\s*\w+\.go:\d+: `)
+
+// gist returns the beginning of the last thing that the test said, for where
+// there is no room for all of it.
+func (f failure) gist() []string {
+	const lines, width = 4, 160
+	var said []string
+	for line := range strings.Lines(f.output) {
+		start := messageStart.MatchString(line)
+		line = strings.TrimSpace(line)
+		switch {
+		case line == "" || strings.HasPrefix(line, "=== ") || strings.HasPrefix(line, "--- "):
+			continue
+		case start:
+			said = said[:0]
+		}
+		said = append(said, line[:min(len(line), width)])
+	}
+	return said[:min(len(said), lines)]
 }
 
 // report collects the results of one stage. Only leaves count: a test with

@@ -79,3 +79,21 @@ func TestCrashStatesAreReadFromTheCensus(t *testing.T) {
 		t.Errorf("%d, want 20123", n)
 	}
 }
+
+func TestGistIsTheLastThingSaid(t *testing.T) {
+	long := strings.Repeat("x", 1000)
+	for _, c := range []struct {
+		name, output string
+		want         []string
+	}{
+		{"nothing", "", nil},
+		{"no message of a test", "=== RUN   TestA\nno such file\n\n--- FAIL: TestA (0.00s)\n", []string{"no such file"}},
+		{"the last message", "=== RUN   TestA\n    a_test.go:1: -seed=4\n    a_test.go:7: status 1, <nil>\n        worker: sync: no\n--- FAIL: TestA (0.00s)\n",
+			[]string{"a_test.go:7: status 1, <nil>", "worker: sync: no"}},
+		{"much", "    a_test.go:7: a\n" + long + "\nb\nc\nd\n", []string{"a_test.go:7: a", long[:160], "b", "c"}},
+	} {
+		if got := (failure{"p.A", c.output}).gist(); !slices.Equal(got, c.want) {
+			t.Errorf("%s: got %q, want %q", c.name, got, c.want)
+		}
+	}
+}
