@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -35,6 +37,9 @@ type BlockDevice struct {
 	fd    int
 	shape zonemodel.Shape
 	kind  Kind
+
+	mu      sync.Mutex
+	crossed map[int64]bool // zones where a write across the capacity was refused
 }
 
 // OpenBlockDevice opens a device for the tests, which destroy what is on it. A
@@ -48,7 +53,7 @@ func OpenBlockDevice(node string) (*BlockDevice, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
 		return nil, fmt.Errorf("%s is no block device: name the node of a zoned one", node)
 	}
-	d := &BlockDevice{node: node}
+	d := &BlockDevice{node: node, crossed: make(map[int64]bool)}
 	dir := fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
 	zoned, err := os.ReadFile(dir + "/queue/zoned")
 	switch model := strings.TrimSpace(string(zoned)); {
@@ -217,18 +222,49 @@ func (d *BlockDevice) Write(at int64, p []byte, sync bool) error {
 	if sync {
 		flags = unix.RWF_DSYNC
 	}
-	for {
-		n, err := unix.Pwritev2(d.fd, [][]byte{p}, at, flags)
-		switch {
-		case errors.Is(err, unix.EINTR):
-			continue
-		case err == nil && n != len(p):
-			err = io.ErrShortWrite
+	err := d.patiently(at, int64(len(p)), func() error {
+		for {
+			n, err := unix.Pwritev2(d.fd, [][]byte{p}, at, flags)
+			switch {
+			case errors.Is(err, unix.EINTR):
+				continue
+			case err == nil && n != len(p):
+				err = io.ErrShortWrite
+			}
+			return err
 		}
-		if err != nil {
-			return fmt.Errorf("write of %d bytes at %#x: %w", len(p), at, err)
+	})
+	if err != nil {
+		return fmt.Errorf("write of %d bytes at %#x: %w", len(p), at, err)
+	}
+	return nil
+}
+
+// patiently writes a range, and does so again where a fault of Linux, not of the
+// device, may be why it is refused: when a device has refused a write across the
+// capacity, the kernel takes the zone for full and sets what it knows of it (its
+// zone write plug, block/blk-zoned.c) aside, but goes on to use that, and refuses
+// every write to the zone, for as long as anybody holds a reference to it. That is
+// over in a moment. Seen on null_blk and on ublk, 6.12 and 7.2. Only such a zone is
+// tried again, and only a write at its write pointer that has room.
+func (d *BlockDevice) patiently(at, n int64, write func() error) error {
+	const pause, most = 10 * time.Millisecond, 1000
+	zone := at &^ (d.shape.ZoneSize - 1)
+	capacity := zone + d.shape.Capacity
+	for try := 0; ; try++ {
+		err := write()
+		d.mu.Lock()
+		crossed := d.crossed[zone]
+		d.crossed[zone] = err != nil && (crossed || at < capacity && at+n > capacity)
+		d.mu.Unlock()
+		if !crossed || !errors.Is(err, unix.EIO) || at+n > capacity || try == most {
+			return err
 		}
-		return nil
+		zones, rerr := d.Report(zone, 1)
+		if rerr != nil || len(zones) != 1 || zones[0].Conventional || zones[0].WP != at || zones[0].Cond == zns.CondFull {
+			return err
+		}
+		time.Sleep(pause)
 	}
 }
 
@@ -251,15 +287,15 @@ func (d *BlockDevice) Read(at int64, p []byte) error {
 
 // Zero implements [Drive].
 func (d *BlockDevice) Zero(how Zeroing, at, n int64) error {
-	var err error
-	switch how {
-	case ZeroOut:
-		err = d.ioctl(unix.BLKZEROOUT, unsafe.Pointer(&[2]uint64{uint64(at), uint64(n)}))
-	case ZeroRange:
-		err = unix.Fallocate(d.fd, unix.FALLOC_FL_ZERO_RANGE, at, n)
-	case PunchHole:
-		err = unix.Fallocate(d.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at, n)
-	}
+	err := d.patiently(at, n, func() error {
+		switch how {
+		case ZeroRange:
+			return unix.Fallocate(d.fd, unix.FALLOC_FL_ZERO_RANGE, at, n)
+		case PunchHole:
+			return unix.Fallocate(d.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at, n)
+		}
+		return d.ioctl(unix.BLKZEROOUT, unsafe.Pointer(&[2]uint64{uint64(at), uint64(n)}))
+	})
 	if err != nil {
 		return fmt.Errorf("%v of %d bytes at %#x: %w", how, n, at, err)
 	}
