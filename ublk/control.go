@@ -223,6 +223,9 @@ type Info struct {
 	Mark uint64
 }
 
+// ZeroCopy says that data goes straight between requests and the data file.
+func (i Info) ZeroCopy() bool { return i.Features.Has(zeroCopyFeatures) }
+
 // Path is the block device's node.
 func (i Info) Path() string { return NodePath(i.ID) }
 

@@ -33,10 +33,12 @@ type Device struct {
 	mark     uint64   // of this device among those that had its number
 	features Features // negotiated
 
-	charFD  int
-	fetched bool   // the kernel knows threads of this process
-	zeros   []byte // MaxIO bytes that nobody writes
-	queues  []*queue
+	charFD    int
+	fetched   bool   // the kernel knows threads of this process
+	zeros     []byte // MaxIO bytes that nobody writes
+	queues    []*queue
+	whyCopies string // see WhyCopies
+
 	serving sync.WaitGroup // the queues' goroutines
 	workers *workers
 	refused limiter
@@ -145,10 +147,11 @@ func (d *Device) add(ctx context.Context, features Features) error {
 	if d.cfg.Recovery {
 		info.Flags |= uint64(recovery)
 	}
-	zeroCopy, err := d.cfg.zeroCopy(features)
+	zeroCopy, why, err := d.cfg.zeroCopy(features)
 	if err != nil {
 		return err
 	}
+	d.whyCopies = why
 	info.Flags |= uint64(zeroCopy)
 	if err := d.ctl.add(ctx, &info); err != nil {
 		return explainAdd(d.cfg, err)

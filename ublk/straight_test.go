@@ -60,7 +60,7 @@ func requestsOfAllSizes(t *testing.T, cfg Config, dir string, chunk uint64) {
 		}
 	}
 	cfg.DataFD = int(file.Fd())
-	want, err := cfg.zeroCopy(driver)
+	want, _, err := cfg.zeroCopy(driver)
 	if has := d.Features() & zeroCopyFeatures; err != nil || has != want {
 		t.Errorf("zero copy: %v, want %v (%v)", has, want, err)
 	}

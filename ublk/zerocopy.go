@@ -36,19 +36,32 @@ func survivesWarnings() bool {
 // zeroCopy are the features of zero copy that a new device is to have, by a driver
 // with the features f. Linux 7.2 warns once when a buffer is registered, of its own
 // array, and the data is right all the same: a machine that ends with a warning
-// does without.
-func (c Config) zeroCopy(f Features) (Features, error) {
-	if c.NoZeroCopy || !f.Has(zeroCopyFeatures) || !survivesWarnings() {
-		return 0, nil
+// does without. Where there are none, why says what for.
+func (c Config) zeroCopy(f Features) (on Features, why string, err error) {
+	switch {
+	case c.NoZeroCopy:
+		return 0, "so it was asked for", nil
+	case !f.Has(zeroCopyFeatures):
+		return 0, "the kernel has no zero copy as it is used here: that takes Linux 6.16", nil
+	case !survivesWarnings():
+		return 0, "kernel.panic_on_warn or kernel.warn_limit may end the machine for a warning", nil
 	}
-	if inMemory, err := isInMemory(c.DataFD); inMemory || err != nil {
-		return 0, err
+	inMemory, err := isInMemory(c.DataFD)
+	if err != nil {
+		return 0, "", err
 	}
-	return zeroCopyFeatures, nil
+	if inMemory {
+		return 0, "the data file is in memory, where copying at once takes less", nil
+	}
+	return zeroCopyFeatures, "", nil
 }
 
 // ZeroCopy says that data goes straight between requests and the data file.
 func (d *Device) ZeroCopy() bool { return d.features.Has(zeroCopyFeatures) }
+
+// WhyCopies says why a new device has no zero copy, which is what one that was taken
+// over goes on with: of that, and with zero copy, it is empty.
+func (d *Device) WhyCopies() string { return d.whyCopies }
 
 // isInMemory says that the open file is in a file system in memory.
 func isInMemory(fd int) (bool, error) {

@@ -38,16 +38,17 @@ func TestWhatCannotGoStraightIsCopied(t *testing.T) {
 }
 
 func TestWhoGetsZeroCopy(t *testing.T) {
-	disk := newToy(t, 2, 1, mib, mib).file
+	disk, err := os.Open("zerocopy_test.go") // the files for temporary use may be in memory
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { disk.Close() })
 	memory, err := unix.MemfdCreate("data", unix.MFD_CLOEXEC)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Close(memory) })
 	onDisk := int(disk.Fd())
-	if in, err := isInMemory(onDisk); err != nil || in {
-		onDisk = memory // so are the files for temporary use here
-	}
 	sysctl := filepath.Join(t.TempDir(), "panic_on_warn")
 	defer func(names []string) { warnSysctls = names }(warnSysctls)
 	warnSysctls = []string{sysctl}
@@ -59,8 +60,10 @@ func TestWhoGetsZeroCopy(t *testing.T) {
 	set("0")
 	const all = zeroCopyFeatures
 	disks := Features(all)
-	if onDisk == memory {
-		disks = 0
+	if in, err := isInMemory(onDisk); err != nil {
+		t.Fatal(err)
+	} else if in {
+		disks = 0 // here is no disk at all
 	}
 	for _, c := range []struct {
 		no   bool
@@ -75,20 +78,20 @@ func TestWhoGetsZeroCopy(t *testing.T) {
 		{true, onDisk, all, 0},
 		{false, onDisk, 0, 0},
 	} {
-		got, err := Config{NoZeroCopy: c.no, DataFD: c.fd}.zeroCopy(fUserCopy | c.can)
-		if err != nil || got != c.want {
-			t.Errorf("%+v: %v, %v", c, got, err)
+		got, why, err := Config{NoZeroCopy: c.no, DataFD: c.fd}.zeroCopy(fUserCopy | c.can)
+		if err != nil || got != c.want || (why == "") != (got != 0) {
+			t.Errorf("%+v: %v, %q, %v", c, got, why, err)
 		}
 	}
-	if _, err := (Config{DataFD: -1}).zeroCopy(all); err == nil {
+	if _, _, err := (Config{DataFD: -1}).zeroCopy(all); err == nil {
 		t.Error("a file that is none has a file system")
 	}
 	set("1")
-	if got, err := (Config{DataFD: onDisk}).zeroCopy(all); err != nil || got != 0 {
+	if got, _, err := (Config{DataFD: onDisk}).zeroCopy(all); err != nil || got != 0 {
 		t.Errorf("where a warning ends the machine: %v, %v", got, err)
 	}
 	warnSysctls = []string{sysctl + ".not-there"}
-	if got, err := (Config{DataFD: onDisk}).zeroCopy(all); err != nil || got != 0 {
+	if got, _, err := (Config{DataFD: onDisk}).zeroCopy(all); err != nil || got != 0 {
 		t.Errorf("where nobody knows: %v, %v", got, err)
 	}
 }

@@ -66,6 +66,8 @@ type device struct {
 	Status string `json:"state"`
 	// Kernel is the driver's word for its state; empty without a device.
 	Kernel string `json:"kernel-state,omitempty"`
+	// ZeroCopy says how the data of its requests goes; nil without a device.
+	ZeroCopy *bool `json:"zero-copy,omitempty"`
 }
 
 // settling is how long a device must have been without server and record to be
@@ -95,7 +97,7 @@ func lookAtDevices() ([]device, kernelView, error) {
 	for _, s := range records {
 		d := device{state: s, Status: s.status(&k)}
 		if info, ok := k.deviceOf(s); ok {
-			d.Kernel = info.State.String()
+			d.know(info)
 		}
 		recorded[s.ID] = d.Kernel != "" || k.blind
 		all = append(all, d)
@@ -121,11 +123,18 @@ func unrecorded(info ublk.Info) device {
 		s.PID = info.PID
 		s.Started, _ = processStart(info.PID) // 0: it is in another pid namespace, or dying
 	}
-	d := device{s, foreign, info.State.String()}
+	d := device{state: s, Status: foreign}
+	d.know(info)
 	if info.Ours() {
 		d.Status = orphan
 	}
 	return d
+}
+
+// know takes what the driver says.
+func (d *device) know(info ublk.Info) {
+	zeroCopy := info.ZeroCopy()
+	d.Kernel, d.ZeroCopy = info.State.String(), &zeroCopy
 }
 
 // status says what a recorded device is.

@@ -152,6 +152,9 @@ func serve(o *attachOptions, file *os.File, log *zap.Logger, ready func(*state) 
 		begun = "recovered"
 	}
 	fields := []zap.Field{zap.Bool("zero-copy", dev.ZeroCopy())}
+	if why := dev.WhyCopies(); why != "" {
+		fields = append(fields, zap.String("copies", why))
+	}
 	if h := o.handover; h != nil {
 		begun = "upgraded"
 		fields = append(fields, zap.String("from", h.From), zap.Float64("pause", srv.state.Pause))

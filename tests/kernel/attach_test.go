@@ -197,3 +197,43 @@ func count(t *testing.T, pattern string) int {
 	}
 	return len(names)
 }
+
+// TestHowDataGoesIsSaid where it is copied, and why.
+func TestHowDataGoesIsSaid(t *testing.T) {
+	h := begin(t)
+	kernelHas := true // as far as the first says
+	for _, c := range []struct {
+		use   func()
+		flags []string
+		why   string
+	}{
+		{h.onExt4, nil, ""},
+		{h.onExt4, []string{"--no-zero-copy"}, "asked for"},
+		{func() { h.onFileSystem("tmpfs", "none", "size=24M") }, nil, "in memory"},
+	} {
+		c.use()
+		d := h.create("how.qcow2", small).attach(c.flags...)
+		b, err := os.ReadFile(d.logFile())
+		if err != nil {
+			t.Fatal(err)
+		}
+		listed := h.list()
+		zeroCopy := listed[len(listed)-1].ZeroCopy
+		kernelHas = kernelHas && (zeroCopy || c.why != "")
+		switch {
+		case *noZeroCopyFlag:
+			c.why = "asked for"
+		case !kernelHas && c.flags == nil:
+			c.why = "Linux 6.16"
+		}
+		if zeroCopy != (c.why == "") {
+			t.Errorf("in %s with %v: %s", h.dir, c.flags, b)
+		}
+		if zeroCopy {
+			says(t, string(b), `"zero-copy": true`)
+		} else {
+			says(t, string(b), `"zero-copy": false`, `"copies": "`, c.why)
+		}
+		d.detach()
+	}
+}

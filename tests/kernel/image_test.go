@@ -161,6 +161,7 @@ type listed struct {
 	ReadOnly bool   `json:"read-only"`
 	Kernel   string `json:"kernel-state"`
 	Left     string `json:"left"`
+	ZeroCopy bool   `json:"zero-copy"`
 }
 
 func (h *host) list() []listed {
