@@ -13,11 +13,14 @@ import (
 // CPU time of the whole process meanwhile.
 type BenchResult struct {
 	Requests uint64 // answered, without flushes and resets
-	Flushes  uint64
-	Resets   uint64
-	Wall     time.Duration
-	User     time.Duration
-	System   time.Duration
+	// Unwritten are the reads among them that needed no look at the data file, because
+	// all of it was never written.
+	Unwritten uint64
+	Flushes   uint64
+	Resets    uint64
+	Wall      time.Duration
+	User      time.Duration
+	System    time.Duration
 }
 
 // maxBenchMemory bounds the buffers of a Bench.
@@ -31,7 +34,8 @@ type benchQueue struct {
 	requests *generator
 	free     []uint16 // tags
 	done     uint64
-	refused  error // the first request that failed
+	holes    uint64 // reads, see Unwritten
+	refused  error  // the first request that failed
 }
 
 // Bench carries out w on target, with cfg.Depth requests in flight on one queue,
@@ -39,7 +43,7 @@ type benchQueue struct {
 // device. It needs neither ublk nor root.
 //
 // It ends early with the first request that fails, or when ctx ends; then it
-// returns an error, after the requests in flight.
+// returns an error, after the requests in flight, and what was measured up to there.
 func Bench(ctx context.Context, cfg Config, target Target, w Workload) (BenchResult, error) {
 	if err := w.Check(target.Geometry()); err != nil {
 		return BenchResult{}, err
@@ -60,7 +64,12 @@ func Bench(ctx context.Context, cfg Config, target Target, w Workload) (BenchRes
 	b := &benchQueue{queue: newQueue(d, 0), requests: newGenerator(w, target)}
 	b.descs = make([]ioDesc, cfg.Depth)
 	b.commit = b.answered
-	b.copy = func(uintptr, *request, int, []byte) error { return nil }
+	b.copy = func(_ uintptr, r *request, _ int, p []byte) error {
+		if r.data.reads && uint64(len(p)) == r.Len && &p[0] == &d.zeros[0] {
+			b.holes++
+		}
+		return nil
+	}
 	for tag := range cfg.Depth {
 		b.free = append(b.free, uint16(tag))
 	}
@@ -104,7 +113,7 @@ func (b *benchQueue) run(ctx context.Context, res *BenchResult) error {
 	if err := b.ring.UnregisterFiles(); err != nil {
 		return err
 	}
-	res.Requests, res.Flushes, res.Resets = b.done, b.requests.flushes, b.requests.resets
+	res.Requests, res.Unwritten, res.Flushes, res.Resets = b.done, b.holes, b.requests.flushes, b.requests.resets
 	if b.refused == nil && b.done < b.requests.Count {
 		return context.Cause(ctx)
 	}

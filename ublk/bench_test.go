@@ -154,6 +154,45 @@ func TestBenchEndsWithItsContext(t *testing.T) {
 	}
 }
 
+// counting ends the context with a certain request.
+type counting struct {
+	*toy
+	left int
+	end  func()
+}
+
+func (c *counting) Begin(r *zns.Request) zns.Step {
+	if c.left--; c.left == 0 {
+		c.end()
+	}
+	return c.toy.Begin(r)
+}
+
+func TestBenchSaysWhatItDidBeforeItsContextEnded(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	x := newToy(t, 4, 1, mib, mib)
+	c := &counting{x, 500, cancel}
+	res, err := Bench(ctx, Config{DataFD: int(x.file.Fd()), Depth: 4}, c, Workload{Size: 4096, Step: 4096, Count: 1 << 60})
+	if !errors.Is(err, context.Canceled) || res.Requests < 500 || res.Wall <= 0 {
+		t.Errorf("%+v, %v", res, err)
+	}
+}
+
+func TestBenchCountsReadsThatNeedNoFile(t *testing.T) {
+	x := newToy(t, 4, 1, mib, mib)
+	if err := x.file.Truncate(4 * mib); err != nil {
+		t.Fatal(err)
+	}
+	z := x.zones[2:3]
+	z[0].WP += mib / 2
+	z[0].done = z[0].WP
+	// The conventional zone is never a hole, of the third half is one.
+	res, err := Bench(t.Context(), Config{DataFD: int(x.file.Fd()), Depth: 4}, x, Workload{Size: 64 << 10, Step: 64 << 10, Count: 64})
+	if err != nil || res.Requests != 64 || res.Unwritten != 16+8+16 {
+		t.Errorf("%+v, %v", res, err)
+	}
+}
+
 // TestBenchTakesOnlyTheMemoryThatItNeeds asks for more at the same time than there
 // ever is, and then for more than may be.
 func TestBenchTakesOnlyTheMemoryThatItNeeds(t *testing.T) {

@@ -53,7 +53,10 @@ The options are those of qemu-img bench.
 With -w data of the image is lost: writes really happen. Those to conventional
 zones go where the offset and the step say. In a sequential zone they go to the
 write pointer, and a zone that has no room for another one is reset. What was
-never written is read without a look at the file.`,
+never written is read without a look at the file, and the report says how much
+that was.
+
+Interrupted, it reports what it has measured up to there.`,
 		Example: `  qzbd create z.qcow2 1G
   qzbd bench -w -s 1M -d 4 -c 1024 z.qcow2
   qzbd bench -t none -d 16 -c 200000 z.qcow2`,
@@ -99,6 +102,7 @@ type benchReport struct {
 	StepSize          uint64  `json:"step-size"`
 	FlushInterval     uint64  `json:"flush-interval"`
 	Requests          uint64  `json:"requests"`
+	Unwritten         uint64  `json:"unwritten"`
 	Flushes           uint64  `json:"flushes"`
 	Resets            uint64  `json:"resets"`
 	Seconds           float64 `json:"seconds"`
@@ -140,15 +144,23 @@ func (o *benchOptions) run(ctx context.Context, out io.Writer) error {
 	if errors.Is(err, zns.ErrActiveLimit) {
 		err = fmt.Errorf("%w: choose a step that goes on in the same zone, or an image with a larger zone.max_active_zones", err)
 	}
+	var interrupted error
+	if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) {
+		interrupted = fmt.Errorf("%s: interrupted after %d of %d requests", o.image, res.Requests, w.Count)
+		err = nil
+	}
 	if err = errors.Join(err, b.image.Close()); err != nil {
 		return fmt.Errorf("%s: %w", o.image, err)
 	}
+	if res.Requests == 0 {
+		return interrupted
+	}
 	r := o.report(w, res)
 	if o.json {
-		return printJSON(r)
+		return errors.Join(printJSON(r), interrupted)
 	}
 	r.print(out)
-	return nil
+	return interrupted
 }
 
 // bench is an image that is open for Bench.
@@ -275,7 +287,7 @@ func (o *benchOptions) report(w ublk.Workload, res ublk.BenchResult) benchReport
 	perSecond := float64(res.Requests) / res.Wall.Seconds()
 	return benchReport{
 		Image: o.image, Write: w.Write, Cache: o.cache, BufferSize: w.Size, Depth: o.depth, Offset: w.Offset, StepSize: w.Step,
-		FlushInterval: w.FlushInterval, Requests: res.Requests, Flushes: res.Flushes, Resets: res.Resets,
+		FlushInterval: w.FlushInterval, Requests: res.Requests, Unwritten: res.Unwritten, Flushes: res.Flushes, Resets: res.Resets,
 		Seconds: res.Wall.Seconds(), RequestsPerSecond: perSecond, BytesPerSecond: perSecond * float64(w.Size),
 		CPU: each(res.User + res.System), User: each(res.User), System: each(res.System),
 	}
@@ -285,6 +297,9 @@ func (r *benchReport) print(out io.Writer) {
 	fmt.Fprintf(out, "Run completed in %.3f seconds.\n", r.Seconds)
 	fmt.Fprintf(out, "CPU per request: %.2f µs (user %.2f, system %.2f)\n", r.CPU, r.User, r.System)
 	fmt.Fprintf(out, "%.0f requests per second, %.1f MiB/s\n", r.RequestsPerSecond, r.BytesPerSecond/(1<<20))
+	if r.Unwritten > 0 {
+		fmt.Fprintf(out, "%d of the %d reads were of what was never written, and took no look at the file: bench -w fills an image\n", r.Unwritten, r.Requests)
+	}
 	if r.Write {
 		fmt.Fprintf(out, "%d flushes, %d zones reset\n", r.Flushes, r.Resets)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"os"
 	"path/filepath"
@@ -71,6 +72,39 @@ func TestBenchWritesForRealAndLeavesACleanImage(t *testing.T) {
 			t.Error(err)
 		}
 		f.Close()
+	}
+}
+
+func TestBenchSaysWhatItReadThatIsNotThere(t *testing.T) {
+	path := benchImage(t)
+	o := benchOptions{image: path, size: 4096, depth: 4, count: 100, cache: cacheWriteback}
+	read := func() string {
+		t.Helper()
+		var out bytes.Buffer
+		if err := o.run(t.Context(), &out); err != nil {
+			t.Fatal(err)
+		}
+		return out.String()
+	}
+	if out := read(); !strings.Contains(out, "\n100 of the 100 reads were of what was never written") {
+		t.Error(out)
+	}
+	o.write = true
+	read()
+	o.write = false
+	if out := read(); strings.Contains(out, "never written") {
+		t.Error(out)
+	}
+}
+
+func TestBenchInterruptedSaysSo(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	path := benchImage(t)
+	o := benchOptions{image: path, size: 4096, depth: 4, count: 1 << 60, cache: cacheWriteback}
+	err := o.run(ctx, io.Discard)
+	if err == nil || !strings.HasPrefix(err.Error(), path+": interrupted after ") || !strings.HasSuffix(err.Error(), " of 1152921504606846976 requests") {
+		t.Error(err)
 	}
 }
 

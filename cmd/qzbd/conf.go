@@ -164,14 +164,6 @@ func (o *attachOptions) set(f *pflag.FlagSet, key, value string) (advice string)
 	return ""
 }
 
-// kindOfValue says what the flags of attach take, by pflag's name of the type.
-var kindOfValue = map[string]string{
-	"int":         "whole number",
-	"duration":    "duration: write it like 500ms, 5s or 1m",
-	"string":      "word",
-	"stringSlice": "list: write it like one,two",
-}
-
 // confKeys are the keys that a configuration may have.
 func confKeys(f *pflag.FlagSet) []string {
 	keys := []string{imageKey}

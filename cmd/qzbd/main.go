@@ -79,7 +79,7 @@ for leaks; a server that ends with 3 has left a device that waits for another.`,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SuggestionsMinimumDistance = 2
-	root.SetFlagErrorFunc(usageError)
+	root.SetFlagErrorFunc(flagError)
 	root.SetVersionTemplate("qzbd {{.Version}}\n")
 	root.AddCommand(
 		createCommand(), infoCommand(), checkCommand(), zonesCommand(),

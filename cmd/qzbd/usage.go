@@ -1,11 +1,38 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
+
+// kindOfValue says what flags take, by pflag's name of the type.
+var kindOfValue = map[string]string{
+	"bool":        "truth: write true or false",
+	"int":         "whole number",
+	"uint64":      "whole number of 0 and more",
+	"uint8":       "whole number from 0 to 255",
+	"duration":    "duration: write it like 500ms, 5s or 1m",
+	"string":      "word",
+	"stringSlice": "list: write it like one,two",
+}
+
+// flagError says what is wrong with a flag.
+func flagError(cmd *cobra.Command, err error) error {
+	var invalid *pflag.InvalidValueError
+	if errors.As(err, &invalid) {
+		f := invalid.GetFlag()
+		err = errors.Unwrap(invalid) // of a type of ours, which has its own words
+		if kind := kindOfValue[f.Value.Type()]; kind != "" {
+			err = errors.New("this is no " + kind)
+		}
+		err = fmt.Errorf("--%s %s: %w", f.Name, invalid.GetValue(), err)
+	}
+	return usageError(cmd, err)
+}
 
 // usageError says what is wrong with a command line, and who knows better.
 func usageError(cmd *cobra.Command, err error) error {
