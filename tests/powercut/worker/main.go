@@ -45,8 +45,8 @@ type kind interface {
 
 var kinds = map[string]kind{
 	"fio":   rawZones{},
-	"f2fs":  fileSystem{"f2fs", []string{"mkfs.f2fs", "-f", "-m"}, []string{"fsck.f2fs", "-f"}, "zone.size=8M,zone.conventional_zones=16", "1G"},
-	"btrfs": fileSystem{"btrfs", []string{"mkfs.btrfs", "-q", "-O", "zoned", "-m", "single", "-d", "single"}, []string{"btrfs", "check"}, "zone.size=16M,zone.max_append_bytes=1M", "1G"},
+	"f2fs":  fileSystem{"f2fs", []string{"mkfs.f2fs", "-f", "-m"}, []string{"fsck.f2fs", "-f"}, "zone.size=8M,zone.conventional_zones=16", "1G", []use{{"defaults", true}}},
+	"btrfs": fileSystem{"btrfs", []string{"mkfs.btrfs", "-q", "-O", "zoned", "-m", "single", "-d", "single"}, []string{"btrfs", "check"}, "zone.size=16M,zone.max_append_bytes=1M", "1G", btrfsUses},
 }
 
 func main() {
