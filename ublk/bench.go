@@ -95,6 +95,9 @@ func (b *benchQueue) run(ctx context.Context, res *BenchResult) error {
 	for i := range used {
 		b.bufs.arena[i] = b.requests.Pattern
 	}
+	if ctx.Err() != nil { // touching memory takes a while
+		return context.Cause(ctx)
+	}
 	defer context.AfterFunc(ctx, b.leave)()
 	user, system, err := cpuTime()
 	if err != nil {

@@ -61,6 +61,15 @@ func TestAWorkloadIsWhatQEMUWouldSendAndZonesAllow(t *testing.T) {
 	}
 }
 
+func TestAStepLongerThanTheDeviceGoesRound(t *testing.T) {
+	x := newToy(t, 3, 1, 16<<10, 16<<10)
+	const step = 1<<64 - 512 // 16K - 512 beyond a multiple of 48K
+	have := sent(x, Workload{Size: 512, Count: 2, Offset: 1 << 10, Step: step})
+	if len(have) != 2 || have[1].StartSector != (1<<10+16<<10-512)/512 {
+		t.Errorf("%v", have)
+	}
+}
+
 func TestFlushesAndResetsAreSentAlone(t *testing.T) {
 	x := newToy(t, 4, 1, mib, mib)
 	m := newGenerator(Workload{Write: true, Size: mib, Count: 3, Offset: mib, FlushInterval: 2}, x)
@@ -148,9 +157,9 @@ func TestBenchEndsWithItsContext(t *testing.T) {
 	why := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(why)
-	res, err := Bench(ctx, Config{DataFD: int(x.file.Fd())}, x, Workload{Size: 4096, Count: 1 << 60})
-	if !errors.Is(err, why) {
-		t.Errorf("%+v, %v", res, err)
+	res, err := Bench(ctx, Config{DataFD: int(x.file.Fd())}, x, Workload{Write: true, Size: 4096, Count: 1 << 60})
+	if !errors.Is(err, why) || res.Requests != 0 || x.calls[zns.OpWrite] != 0 {
+		t.Errorf("%+v, %v, %v", res, err, x.calls)
 	}
 }
 

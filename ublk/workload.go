@@ -65,6 +65,7 @@ type generator struct {
 
 func newGenerator(w Workload, target Target) *generator {
 	m := &generator{Workload: w, g: target.Geometry(), op: opRead, at: w.Offset}
+	m.Step %= m.g.Size
 	if w.Write {
 		m.op = opWrite
 		m.wps = make([]uint64, m.g.NrZones)

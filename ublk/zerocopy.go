@@ -51,7 +51,7 @@ func (c Config) zeroCopy(f Features) (on Features, why string, err error) {
 		return 0, "", err
 	}
 	if inMemory {
-		return 0, "the data file is in memory, where copying at once takes less", nil
+		return 0, "its file is in memory, where copying at once takes less", nil
 	}
 	return zeroCopyFeatures, "", nil
 }

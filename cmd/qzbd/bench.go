@@ -56,7 +56,9 @@ write pointer, and a zone that has no room for another one is reset. What was
 never written is read without a look at the file, and the report says how much
 that was.
 
-Interrupted, it reports what it has measured up to there.`,
+Interrupted by SIGINT, SIGTERM or SIGHUP, it waits for the requests in flight and
+reports what it has measured up to there. A second one ends it at once; an image
+that was written is then brought into order by the next who writes to it.`,
 		Example: `  qzbd create z.qcow2 1G
   qzbd bench -w -s 1M -d 4 -c 1024 z.qcow2
   qzbd bench -t none -d 16 -c 200000 z.qcow2`,
@@ -64,8 +66,9 @@ Interrupted, it reports what it has measured up to there.`,
 		ValidArgsFunction: completeImage,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.image = args[0]
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 			defer stop()
+			context.AfterFunc(ctx, stop) // the next signal ends it at once
 			return o.run(ctx, os.Stdout)
 		},
 	}
@@ -138,11 +141,13 @@ func (o *benchOptions) run(ctx context.Context, out io.Writer) error {
 		printWarning(o.image + ": -w overwrites its data")
 	}
 	if !o.json {
-		o.announce(out, w)
+		if _, err := io.WriteString(out, o.announcement(w)); err != nil {
+			return errors.Join(err, b.image.Close())
+		}
 	}
 	res, err := o.measure(ctx, b, w)
 	if errors.Is(err, zns.ErrActiveLimit) {
-		err = fmt.Errorf("%w: choose a step that goes on in the same zone, or an image with a larger zone.max_active_zones", err)
+		err = fmt.Errorf("%w: choose a size that divides the zone capacity and a step that goes on in the same zone, or an image with a larger zone.max_active_zones", err)
 	}
 	var interrupted error
 	if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) {
@@ -152,15 +157,12 @@ func (o *benchOptions) run(ctx context.Context, out io.Writer) error {
 	if err = errors.Join(err, b.image.Close()); err != nil {
 		return fmt.Errorf("%s: %w", o.image, err)
 	}
-	if res.Requests == 0 {
-		return interrupted
-	}
 	r := o.report(w, res)
 	if o.json {
 		return errors.Join(printJSON(r), interrupted)
 	}
-	r.print(out)
-	return interrupted
+	_, err = io.WriteString(out, r.text(interrupted != nil))
+	return errors.Join(err, interrupted)
 }
 
 // bench is an image that is open for Bench.
@@ -269,22 +271,23 @@ func (o *benchOptions) measure(ctx context.Context, b *bench, w ublk.Workload) (
 	return ublk.Bench(ctx, b.config, b.zones, w)
 }
 
-// announce says what is going to happen, as qemu-img bench does.
-func (o *benchOptions) announce(out io.Writer, w ublk.Workload) {
+// announcement says what is going to happen, as qemu-img bench does.
+func (o *benchOptions) announcement(w ublk.Workload) string {
 	what := "read"
 	if w.Write {
 		what = "write"
 	}
-	fmt.Fprintf(out, "Sending %d %s requests, %d bytes each, %d in parallel (starting at offset %d, step size %d)\n",
+	s := fmt.Sprintf("Sending %d %s requests, %d bytes each, %d in parallel (starting at offset %d, step size %d)\n",
 		w.Count, what, w.Size, o.depth, w.Offset, w.Step)
 	if w.FlushInterval != 0 {
-		fmt.Fprintf(out, "Sending a flush after every %d requests\n", w.FlushInterval)
+		s += fmt.Sprintf("Sending a flush after every %d requests\n", w.FlushInterval)
 	}
+	return s
 }
 
 func (o *benchOptions) report(w ublk.Workload, res ublk.BenchResult) benchReport {
-	each := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 / float64(res.Requests) }
-	perSecond := float64(res.Requests) / res.Wall.Seconds()
+	each := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 / float64(max(res.Requests, 1)) }
+	perSecond := float64(res.Requests) / max(res.Wall, 1).Seconds()
 	return benchReport{
 		Image: o.image, Write: w.Write, Cache: o.cache, BufferSize: w.Size, Depth: o.depth, Offset: w.Offset, StepSize: w.Step,
 		FlushInterval: w.FlushInterval, Requests: res.Requests, Unwritten: res.Unwritten, Flushes: res.Flushes, Resets: res.Resets,
@@ -293,16 +296,21 @@ func (o *benchOptions) report(w ublk.Workload, res ublk.BenchResult) benchReport
 	}
 }
 
-func (r *benchReport) print(out io.Writer) {
-	fmt.Fprintf(out, "Run completed in %.3f seconds.\n", r.Seconds)
-	fmt.Fprintf(out, "CPU per request: %.2f µs (user %.2f, system %.2f)\n", r.CPU, r.User, r.System)
-	fmt.Fprintf(out, "%.0f requests per second, %.1f MiB/s\n", r.RequestsPerSecond, r.BytesPerSecond/(1<<20))
+// text is the report for people.
+func (r *benchReport) text(interrupted bool) string {
+	s := fmt.Sprintf("Run completed in %.3f seconds.\n", r.Seconds)
+	if interrupted {
+		s = fmt.Sprintf("Run interrupted after %d requests and %.3f seconds.\n", r.Requests, r.Seconds)
+	}
+	s += fmt.Sprintf("CPU per request: %.2f µs (user %.2f, system %.2f)\n", r.CPU, r.User, r.System)
+	s += fmt.Sprintf("%.0f requests per second, %.1f MiB/s\n", r.RequestsPerSecond, r.BytesPerSecond/(1<<20))
 	if r.Unwritten > 0 {
-		fmt.Fprintf(out, "%d of the %d reads were of what was never written, and took no look at the file: bench -w fills an image\n", r.Unwritten, r.Requests)
+		s += fmt.Sprintf("%d of the %d reads were of what was never written, and took no look at the file\n", r.Unwritten, r.Requests)
 	}
 	if r.Write {
-		fmt.Fprintf(out, "%d flushes, %d zones reset\n", r.Flushes, r.Resets)
+		s += fmt.Sprintf("%d flushes, %d zones reset\n", r.Flushes, r.Resets)
 	}
+	return s
 }
 
 // sizeFlag is a flag of bytes, with the suffixes that qemu-img knows.

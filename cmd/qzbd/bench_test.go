@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -102,7 +103,11 @@ func TestBenchInterruptedSaysSo(t *testing.T) {
 	cancel()
 	path := benchImage(t)
 	o := benchOptions{image: path, size: 4096, depth: 4, count: 1 << 60, cache: cacheWriteback}
-	err := o.run(ctx, io.Discard)
+	var out bytes.Buffer
+	err := o.run(ctx, &out)
+	if !strings.Contains(out.String(), "Run interrupted after ") {
+		t.Error(out.String())
+	}
 	if err == nil || !strings.HasPrefix(err.Error(), path+": interrupted after ") || !strings.HasSuffix(err.Error(), " of 1152921504606846976 requests") {
 		t.Error(err)
 	}
@@ -144,6 +149,20 @@ func TestBenchRefusesAnImageInUse(t *testing.T) {
 	}
 }
 
+func TestAnImageIsWaitedForThatNobodyHasOpenAnyMore(t *testing.T) {
+	tries := 0
+	f, err := openImage(benchImage(t), true, func(f *os.File, write bool) error {
+		if tries++; tries == 1 {
+			return fmt.Errorf("%s: %w", f.Name(), qcow2.ErrInUse)
+		}
+		return qcow2.Lock(f, write)
+	})
+	if err != nil || tries != 2 {
+		t.Fatalf("%v after %d tries", err, tries)
+	}
+	f.Close()
+}
+
 func TestBenchSaysWhatCannotBeMeasured(t *testing.T) {
 	path := benchImage(t)
 	for _, c := range []struct{ line, want string }{
@@ -170,7 +189,7 @@ func TestBenchSaysWhatHelpsAgainstALimit(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := execute("bench", "-w", "-S", "16M", path)
-	if err == nil || !strings.Contains(err.Error(), "write of 4096 bytes at 16777216: too many active zones: choose a step") {
+	if err == nil || !strings.Contains(err.Error(), "write of 4096 bytes at 16777216: too many active zones: choose a size that divides the zone capacity and a step") {
 		t.Errorf("got %v", err)
 	}
 	if rep, err := checkImage(path); err != nil || rep.ExitCode() != 0 {

@@ -64,8 +64,8 @@ func checkImage(image string) (*qcow2.CheckReport, error) {
 		return nil, err
 	}
 	defer f.Close()
-	if err := qcow2.Lock(f, false); err != nil && !errors.Is(err, qcow2.ErrNoLocks) {
-		return nil, explainInUse(err, f)
+	if err := lockImage(f, false, qcow2.Lock); err != nil && !errors.Is(err, qcow2.ErrNoLocks) {
+		return nil, err
 	}
 	p := newProgress("checking " + image)
 	rep, err := qcow2.Check(qcow2.NewOSFile(f), p.update)

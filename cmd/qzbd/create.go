@@ -32,8 +32,8 @@ use.`,
 		ValidArgsFunction: completeImage,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if asksForHelp(options) {
-				fmt.Print(qcow2.CreateOptionsHelp())
-				return nil
+				_, err := fmt.Print(qcow2.CreateOptionsHelp())
+				return err
 			}
 			if len(args) == 0 {
 				return usageError(cmd, errors.New("create needs the name of the image"))
@@ -83,7 +83,8 @@ func explainCreate(path string, err error) error {
 			return err
 		}
 		defer f.Close()
-		return explainInUse(err, f)
+		explained, _ := explainInUse(err, f)
+		return explained
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w: make the directory first", err)
 	case errors.Is(err, unix.EROFS):

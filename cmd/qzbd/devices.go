@@ -66,7 +66,8 @@ type device struct {
 	Status string `json:"state"`
 	// Kernel is the driver's word for its state; empty without a device.
 	Kernel string `json:"kernel-state,omitempty"`
-	// ZeroCopy says how the data of its requests goes; nil without a device.
+	// ZeroCopy says how the data of its requests goes; nil without a device, and of
+	// another program's.
 	ZeroCopy *bool `json:"zero-copy,omitempty"`
 }
 
@@ -133,8 +134,11 @@ func unrecorded(info ublk.Info) device {
 
 // know takes what the driver says.
 func (d *device) know(info ublk.Info) {
-	zeroCopy := info.ZeroCopy()
-	d.Kernel, d.ZeroCopy = info.State.String(), &zeroCopy
+	d.Kernel = info.State.String()
+	if info.Ours() {
+		zeroCopy := info.ZeroCopy()
+		d.ZeroCopy = &zeroCopy
+	}
 }
 
 // status says what a recorded device is.

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,8 +23,8 @@ func openImage(path string, write bool, lock func(f *os.File, write bool) error)
 	if err != nil {
 		return nil, err
 	}
-	if err := lock(f, write); err != nil {
-		return nil, errors.Join(explainInUse(err, f), f.Close())
+	if err := lockImage(f, write, lock); err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
 	// Before the lock, create may have put another file in its place.
 	now, err := os.Stat(path)
@@ -89,22 +90,36 @@ func kindOf(m fs.FileMode) string {
 	return "special file"
 }
 
-// explainInUse says who has the image open: one of our devices, or other
-// processes.
-func explainInUse(err error, f *os.File) error {
-	if !errors.Is(err, qcow2.ErrInUse) {
-		return err
+// lockWait is how long the kernel may hold on to what a killed process had open: its
+// io_uring goes later than the process.
+const lockWait = 2 * time.Second
+
+// lockImage locks an image. It waits a moment for one that nobody has open any more.
+func lockImage(f *os.File, write bool, lock func(f *os.File, write bool) error) error {
+	for deadline := time.Now().Add(lockWait); ; time.Sleep(lockWait / 50) {
+		err := lock(f, write)
+		if !errors.Is(err, qcow2.ErrInUse) {
+			return err
+		}
+		if err, known := explainInUse(err, f); known || time.Now().After(deadline) {
+			return err
+		}
 	}
+}
+
+// explainInUse says who has the image open: one of our devices, or other
+// processes. If none is known, it may be that there is none any more.
+func explainInUse(err error, f *os.File) (explained error, known bool) {
 	if list, _ := findStates(f.Name()); len(list) > 0 && list[0].alive() {
-		return fmt.Errorf("%s is attached as %s: detach it first", f.Name(), devicesOf(list))
+		return fmt.Errorf("%s is attached as %s: detach it first", f.Name(), devicesOf(list)), true
 	}
 	var st unix.Stat_t
 	if unix.Fstat(int(f.Fd()), &st) != nil {
-		return err
+		return err, false
 	}
 	who := openersOf(func(o *unix.Stat_t) bool { return o.Dev == st.Dev && o.Ino == st.Ino })
 	if len(who) == 0 {
-		return fmt.Errorf("%w: close it there", err)
+		return fmt.Errorf("%w: close it there", err), false
 	}
-	return fmt.Errorf("%w (%s): close it there", err, strings.Join(who, ", "))
+	return fmt.Errorf("%w (%s): close it there", err, strings.Join(who, ", ")), true
 }

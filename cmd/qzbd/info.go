@@ -31,8 +31,8 @@ the image takes writes.`,
 			if asJSON {
 				return printJSON(info)
 			}
-			fmt.Print(info)
-			return nil
+			_, err = fmt.Print(info)
+			return err
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")

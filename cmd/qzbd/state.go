@@ -212,10 +212,10 @@ func readState(id int) (*state, error) {
 	}
 	s := new(state)
 	if err := json.Unmarshal(b, s); err != nil {
-		return nil, fmt.Errorf("%s is damaged (%w): see qzbd list; qzbd detach clears up if no process serves the device, and what was not flushed may be lost", path, err)
+		return nil, fmt.Errorf("%s is damaged (%w): if qzbd list shows an orphan with this number, qzbd detach clears both away, else remove the directory; what was not flushed may be lost", path, err)
 	}
 	if s.ID != id || s.Device != ublk.NodePath(id) {
-		return nil, fmt.Errorf("%s is damaged (it is about device %d, %q): see qzbd list; qzbd detach clears up if no process serves the device, and what was not flushed may be lost", path, s.ID, s.Device)
+		return nil, fmt.Errorf("%s is damaged (it is about device %d, %q): if qzbd list shows an orphan with this number, qzbd detach clears both away, else remove the directory; what was not flushed may be lost", path, s.ID, s.Device)
 	}
 	return s, nil
 }

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -11,7 +13,6 @@ import (
 
 // kindOfValue says what flags take, by pflag's name of the type.
 var kindOfValue = map[string]string{
-	"bool":        "truth: write true or false",
 	"int":         "whole number",
 	"uint64":      "whole number of 0 and more",
 	"uint8":       "whole number from 0 to 255",
@@ -26,10 +27,17 @@ func flagError(cmd *cobra.Command, err error) error {
 	if errors.As(err, &invalid) {
 		f := invalid.GetFlag()
 		err = errors.Unwrap(invalid) // of a type of ours, which has its own words
-		if kind := kindOfValue[f.Value.Type()]; kind != "" {
+		kind := kindOfValue[f.Value.Type()]
+		between := " "
+		switch {
+		case f.Value.Type() == "bool":
+			between, err = "=", errors.New("this is neither true nor false")
+		case errors.Is(err, strconv.ErrRange):
+			err = errors.New("this is too much or too little: write a " + kind)
+		case kind != "":
 			err = errors.New("this is no " + kind)
 		}
-		err = fmt.Errorf("--%s %s: %w", f.Name, invalid.GetValue(), err)
+		err = fmt.Errorf("--%s%s%s: %w", f.Name, between, cmp.Or(legible(invalid.GetValue()), `""`), err)
 	}
 	return usageError(cmd, err)
 }

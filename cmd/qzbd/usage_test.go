@@ -26,11 +26,12 @@ func TestEveryMistakeInACommandLineIsOneLineWithAHint(t *testing.T) {
 		{"attach a b", "does not take the argument \"b\": see `qzbd attach --help`"},
 		{"attach --colour a", "unknown flag: --colour: see `qzbd attach --help`"},
 		{"attach --queues many a", "--queues many: this is no whole number: see `qzbd attach --help`"},
-		{"attach --queues 99999999999999999999 a", "--queues 99999999999999999999: this is no whole number"},
+		{"attach --queues 99999999999999999999 a", "--queues 99999999999999999999: this is too much or too little: write a whole number: see"},
+		{"attach --queues= a", "--queues \"\": this is no whole number: see"},
 		{"attach --sync-interval 5 a", "--sync-interval 5: this is no duration: write it like 500ms, 5s or 1m: see"},
-		{"attach --direct=perhaps a", "--direct perhaps: this is no truth: write true or false: see"},
+		{"attach --direct=perhaps a", "--direct=perhaps: this is neither true nor false: see"},
 		{"bench -c -3 a", "--count -3: this is no whole number of 0 and more: see"},
-		{"bench --pattern 300 a", "--pattern 300: this is no whole number from 0 to 255: see"},
+		{"bench --pattern 300 a", "--pattern 300: this is too much or too little: write a whole number from 0 to 255: see"},
 		{"bench -s many a", "--buffer-size many: it must be a size such as"},
 		{"attach --id", "flag needs an argument: --id: see `qzbd attach --help`"},
 		{"attach --trace everything a", "--trace everything: there is no such trace: choose zones"},
@@ -51,6 +52,15 @@ func TestEveryMistakeInACommandLineIsOneLineWithAHint(t *testing.T) {
 		}
 		if code := run(strings.Fields(c.line)); code != 1 { // check's 2 and 3 mean something
 			t.Errorf("qzbd %s: exit status %d, want 1", c.line, code)
+		}
+	}
+}
+
+func TestWhatCannotBePrintedIsQuoted(t *testing.T) {
+	for value, want := range map[string]string{"a\nb": `"a\nb"`, "\x1b[31m": `"\x1b[31m"`, "\xff": `"\xff"`} {
+		_, err := execute("attach", "--queues", value, "z.qcow2")
+		if err == nil || !strings.HasPrefix(err.Error(), "--queues "+want+": this is no whole number: ") {
+			t.Errorf("%q: %v", value, err)
 		}
 	}
 }

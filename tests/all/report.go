@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"unicode"
 )
 
 // allowedSkips lists tests that may skip, by "package.Test", with the reason.
@@ -25,23 +26,41 @@ type failure struct {
 // messageStart is how the testing package begins what a test says.
 var messageStart = regexp.MustCompile(`^\s*\w+\.go:\d+: `)
 
-// gist returns the beginning of the last thing that the test said, for where
+// gist returns the beginnings of the last two things that the test said, for where
 // there is no room for all of it.
 func (f failure) gist() []string {
-	const lines, width = 4, 160
-	var said []string
+	const messages, lines, width = 2, 2, 160
+	said := [][]string{nil}
 	for line := range strings.Lines(f.output) {
 		start := messageStart.MatchString(line)
 		line = strings.TrimSpace(line)
-		switch {
-		case line == "" || strings.HasPrefix(line, "=== ") || strings.HasPrefix(line, "--- "):
+		if line == "" || strings.HasPrefix(line, "=== ") || strings.HasPrefix(line, "--- ") || strings.HasPrefix(line, "testing.go:") {
 			continue
-		case start:
-			said = said[:0]
 		}
-		said = append(said, line[:min(len(line), width)])
+		if start {
+			said = append(said, nil)
+			said = said[max(0, len(said)-messages):]
+		}
+		last := &said[len(said)-1]
+		if len(*last) < lines {
+			*last = append(*last, printable(line, width))
+		}
 	}
-	return said[:min(len(said), lines)]
+	return slices.Concat(said...)
+}
+
+// printable returns at most width characters of a line, without control characters.
+func printable(line string, width int) string {
+	line = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '·'
+		}
+		return r
+	}, strings.ToValidUTF8(line[:min(len(line), 4*width)], "·"))
+	if r := []rune(line); len(r) > width {
+		return string(r[:width])
+	}
+	return line
 }
 
 // report collects the results of one stage. Only leaves count: a test with

@@ -34,6 +34,7 @@ const sector = 512
 // BlockDevice is a zoned block device of this machine, past the page cache.
 type BlockDevice struct {
 	node  string
+	dir   string // in sysfs
 	fd    int
 	shape zonemodel.Shape
 	kind  Kind
@@ -53,9 +54,11 @@ func OpenBlockDevice(node string) (*BlockDevice, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
 		return nil, fmt.Errorf("%s is no block device: name the node of a zoned one", node)
 	}
-	d := &BlockDevice{node: node, crossed: make(map[int64]bool)}
-	dir := fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
-	zoned, err := os.ReadFile(dir + "/queue/zoned")
+	d := &BlockDevice{
+		node: node, dir: fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev)),
+		crossed: make(map[int64]bool),
+	}
+	zoned, err := os.ReadFile(d.dir + "/queue/zoned")
 	switch model := strings.TrimSpace(string(zoned)); {
 	case errors.Is(err, os.ErrNotExist):
 		return nil, fmt.Errorf("%s has no queue of its own in sysfs: name the whole device, not a part of it", node)
@@ -72,7 +75,7 @@ func OpenBlockDevice(node string) (*BlockDevice, error) {
 	case err != nil:
 		return nil, fmt.Errorf("open %s: %w", node, err)
 	}
-	if err := d.probe(dir); err != nil {
+	if err := d.probe(); err != nil {
 		d.Close()
 		return nil, fmt.Errorf("%s: %w", node, err)
 	}
@@ -83,7 +86,7 @@ func OpenBlockDevice(node string) (*BlockDevice, error) {
 func (d *BlockDevice) Close() { unix.Close(d.fd) }
 
 // probe finds shape and kind.
-func (d *BlockDevice) probe(dir string) error {
+func (d *BlockDevice) probe() error {
 	s := &d.shape
 	for attribute, to := range map[string]*int64{"logical_block_size": &s.Block, "chunk_sectors": &s.ZoneSize} {
 		n, err := d.attribute(attribute)
@@ -117,7 +120,7 @@ func (d *BlockDevice) probe(dir string) error {
 			s.Capacity = z.Capacity
 		}
 	}
-	d.kind = kindOf(dir)
+	d.kind = kindOf(d.dir)
 	if s.Sequential() <= 0 {
 		return errors.New("it has no sequential zone")
 	}
@@ -146,11 +149,7 @@ func (d *BlockDevice) Prepare() error {
 
 // attribute reads a number from the device's queue directory in sysfs.
 func (d *BlockDevice) attribute(name string) (int64, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(d.fd, &st); err != nil {
-		return 0, err
-	}
-	b, err := os.ReadFile(filepath.Join("/sys/dev/block", fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev)), "queue", name))
+	b, err := os.ReadFile(filepath.Join(d.dir, "queue", name))
 	if err != nil {
 		return 0, err
 	}
@@ -240,32 +239,73 @@ func (d *BlockDevice) Write(at int64, p []byte, sync bool) error {
 	return nil
 }
 
-// patiently writes a range, and does so again where a fault of Linux, not of the
-// device, may be why it is refused: when a device has refused a write across the
-// capacity, the kernel takes the zone for full and sets what it knows of it (its
-// zone write plug, block/blk-zoned.c) aside, but goes on to use that, and refuses
-// every write to the zone, for as long as anybody holds a reference to it. That is
-// over in a moment. Seen on null_blk and on ublk, 6.12 and 7.2. Only such a zone is
-// tried again, and only a write at its write pointer that has room.
+// patiently writes a range, and does so again where Linux refuses that by a fault
+// of its own: when a device has refused a write across the capacity, the kernel
+// takes the zone for full and sets what it knows of it (its zone write plug,
+// block/blk-zoned.c) aside, but goes on to use that, and refuses every write to the
+// zone, for as long as anybody holds a reference to it. That is over in a moment.
+// Seen on null_blk and on ublk, 6.12 and 7.2. Only in such a zone a write is tried
+// again, only at its write pointer and where it has room, and only if the device
+// has not seen it: an error of the device's own is never tried again.
 func (d *BlockDevice) patiently(at, n int64, write func() error) error {
-	const pause, most = 10 * time.Millisecond, 1000
 	zone := at &^ (d.shape.ZoneSize - 1)
 	capacity := zone + d.shape.Capacity
+	d.mu.Lock()
+	crossed := d.crossed[zone]
+	d.mu.Unlock()
+	tried := write
+	if crossed && at+n <= capacity {
+		tried = func() error { return d.whenTheKernelLetsIt(zone, at, write) }
+	}
+	err := tried()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err == nil {
+		delete(d.crossed, zone)
+	} else if at < capacity && at+n > capacity {
+		d.crossed[zone] = true
+	}
+	return err
+}
+
+// whenTheKernelLetsIt tries a write again and again as long as it is refused
+// without having got to the device.
+func (d *BlockDevice) whenTheKernelLetsIt(zone, at int64, write func() error) error {
+	const pause, most = 10 * time.Millisecond, 1000
 	for try := 0; ; try++ {
+		before, berr := d.writes()
 		err := write()
-		d.mu.Lock()
-		crossed := d.crossed[zone]
-		d.crossed[zone] = err != nil && (crossed || at < capacity && at+n > capacity)
-		d.mu.Unlock()
-		if !crossed || !errors.Is(err, unix.EIO) || at+n > capacity || try == most {
-			return err
+		if err == nil || !errors.Is(err, unix.EIO) || berr != nil || try == most {
+			return errors.Join(err, berr)
 		}
+		after, aerr := d.writes()
 		zones, rerr := d.Report(zone, 1)
-		if rerr != nil || len(zones) != 1 || zones[0].Conventional || zones[0].WP != at || zones[0].Cond == zns.CondFull {
-			return err
+		if aerr != nil || rerr != nil || after != before || len(zones) != 1 || zones[0].WP != at {
+			return errors.Join(err, aerr, rerr)
 		}
 		time.Sleep(pause)
 	}
+}
+
+// writes counts the writes that the device has answered, whatever it said. A write
+// counts a moment after its error is seen, and is in flight up to then.
+func (d *BlockDevice) writes() (uint64, error) {
+	const pause, most = 10 * time.Millisecond, 1000
+	for range most {
+		b, err := os.ReadFile(d.dir + "/stat") // Documentation/block/stat.rst
+		if err != nil {
+			return 0, err
+		}
+		f := strings.Fields(string(b))
+		if len(f) < 9 {
+			return 0, fmt.Errorf("%s/stat has %d numbers, want at least 9", d.dir, len(f))
+		}
+		if f[8] == "0" { // in flight
+			return strconv.ParseUint(f[4], 10, 64)
+		}
+		time.Sleep(pause)
+	}
+	return 0, fmt.Errorf("%s has had something in flight for %v", d.node, most*pause)
 }
 
 // Read implements [Drive] by pread.
