@@ -8,6 +8,10 @@
 // besides. worker is what runs inside; it says over the machine's standard
 // output what is durable, and after the next boot that has to be there.
 //
+// The file systems are used by fsync'ed files, and by others beside them that
+// nobody syncs; a btrfs, by chance, without a log for fsyncs or without the others
+// (worker/fs.go says why).
+//
 // Some cuts come while the device is in use, others while what the last one left
 // is attached, mended, checked and detached. The image is attached with --direct
 // or without, by chance.

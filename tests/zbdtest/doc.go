@@ -23,6 +23,13 @@
 // Without a device the same rules are checked on a device in this process: the
 // engine over an image file, without a kernel.
 //
+// # What it waits for
+//
+// After a device has refused a write across the capacity, Linux may refuse the next
+// good ones to that zone by itself, for a moment. The drive in blockdev.go tries
+// such a write again if the device has not seen it (patiently); what a device
+// refuses is never tried again.
+//
 // # What it cannot reach
 //
 // Zone append: the kernel offers none to user space for a block device, not
