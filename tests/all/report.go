@@ -26,10 +26,10 @@ type failure struct {
 // messageStart is how the testing package begins what a test says.
 var messageStart = regexp.MustCompile(`^\s*\w+\.go:\d+: `)
 
-// gist returns the beginnings of the last two things that the test said, for where
+// gist returns the beginnings of the last few things that the test said, for where
 // there is no room for all of it.
 func (f failure) gist() []string {
-	const messages, lines, width = 2, 2, 160
+	const messages, lines, width = 4, 3, 160
 	said := [][]string{nil}
 	for line := range strings.Lines(f.output) {
 		start := messageStart.MatchString(line)

@@ -88,9 +88,9 @@ func TestGistIsTheLastThingsSaid(t *testing.T) {
 	}{
 		{"nothing", "", nil},
 		{"no message of a test", "=== RUN   TestA\nno such file\n\n--- FAIL: TestA (0.00s)\n", []string{"no such file"}},
-		{"the last messages", "=== RUN   TestA\n    a_test.go:1: -seed=4\n    a_test.go:6: boot\n    a_test.go:7: status 1, <nil>\n        worker: sync: no\n--- FAIL: TestA (0.00s)\n",
-			[]string{"a_test.go:6: boot", "a_test.go:7: status 1, <nil>", "worker: sync: no"}},
-		{"much", "    a_test.go:7: a\n" + long + "\nb\nc\nd\n", []string{"a_test.go:7: a", long[:160]}},
+		{"the last messages", "=== RUN   TestA\n    a_test.go:1: -seed=4\n    a_test.go:5: boot\n    a_test.go:6: qzbd attach\n    a_test.go:7: status 1, <nil>\n        worker: sync: no\n    a_test.go:8: over\n--- FAIL: TestA (0.00s)\n",
+			[]string{"a_test.go:5: boot", "a_test.go:6: qzbd attach", "a_test.go:7: status 1, <nil>", "worker: sync: no", "a_test.go:8: over"}},
+		{"much", "    a_test.go:7: a\n" + long + "\nb\nc\nd\n", []string{"a_test.go:7: a", long[:160], "b"}},
 		{"what is no text", "a_test.go:7: é\x1b[31m\xff\n", []string{"a_test.go:7: é·[31m·"}},
 		{"a race", "WARNING: DATA RACE\nRead at\n    testing.go:1617: race detected during execution of test\n", []string{"WARNING: DATA RACE", "Read at"}},
 	} {

@@ -67,16 +67,26 @@ func TestSIGTERMLeavesADeviceInUse(t *testing.T) {
 	s.detach()
 }
 
+// Only who has the device open uses it here, for as long as the server looks for
+// users, which is seconds: on a fast machine fio would end, or close the device
+// between writing and verifying. So fio pauses, and somebody else has it open too.
 func TestFioNoticesNoSIGTERM(t *testing.T) {
 	h := begin(t)
 	h.onExt4()
 	im := h.create("a.qcow2", "size=256M,zone.size=8M,zone.capacity=6M,zone.conventional_zones=2,zone.max_open_zones=6,zone.max_active_zones=8")
 	d := im.attach("--queues", queues())
+	user := d.openReadOnly()
 	seed, rng := seeded(t)
-	h.interrupted(d, rng, kills(2), 300, func() *exec.Cmd { return verifying(d, "64M", engines[0], seed) }, func() {
+	unhurried := func() *exec.Cmd {
+		cmd := verifying(d, "64M", engines[0], seed)
+		cmd.Args = append(cmd.Args, "--thinktime=150000", "--thinktime_blocks=16") // µs: 110 requests a second at most
+		return cmd
+	}
+	h.interrupted(d, rng, kills(2), 100, unhurried, func() {
 		d.terminated()
 		d.recovered()
 	})
+	user.close()
 	d.detach()
 }
 

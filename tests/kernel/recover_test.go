@@ -391,7 +391,8 @@ func (h *host) survives(d *device, rng *rand.Rand, n, most int, kill func(), pro
 }
 
 // interrupted runs a program and interrupts it n times, each after most requests
-// at most. A program that ends earlier is run again. It must not fail.
+// at most. A program that ends earlier is run again, and an interruption that it
+// did not live to see the end of does not count. It must not fail.
 func (h *host) interrupted(d *device, rng *rand.Rand, n, most int, program func() *exec.Cmd, interrupt func()) {
 	h.t.Helper()
 	var out strings.Builder
@@ -423,7 +424,9 @@ func (h *host) interrupted(d *device, rng *rand.Rand, n, most int, program func(
 			continue
 		}
 		interrupt()
-		done++
+		if len(ended) == 0 {
+			done++
+		}
 	}
 	select {
 	case err := <-ended:
