@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -30,26 +31,25 @@ mappings there contradict each other is left as it is.`,
 		ValidArgsFunction: completeImage,
 		RunE: func(_ *cobra.Command, args []string) error {
 			var rep *qcow2.CheckReport
+			var repaired string
 			var err error
 			if repair == "" {
 				rep, err = checkImage(args[0])
 			} else {
-				rep, err = repairImage(args[0], repair, asJSON)
+				rep, repaired, err = repairImage(args[0], repair)
 			}
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				if err := printJSON(rep); err != nil {
-					return err
-				}
+				err = printJSON(rep)
 			} else {
-				printCheck(rep)
+				_, err = fmt.Print(repaired, checkText(rep))
 			}
 			if code := rep.ExitCode(); code != 0 {
-				return &exitError{code: code}
+				return &exitError{code: code, err: err}
 			}
-			return nil
+			return err
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -76,67 +76,67 @@ func checkImage(image string) (*qcow2.CheckReport, error) {
 	return rep, nil
 }
 
-// repairImage repairs and returns what the last check says. What was found
-// before is printed, unless only JSON is wanted.
-func repairImage(image, how string, quiet bool) (*qcow2.CheckReport, error) {
+// repairImage repairs and returns what the last check says, and for people what
+// was found before and repaired.
+func repairImage(image, how string) (rep *qcow2.CheckReport, repaired string, err error) {
 	mode, err := qcow2.ParseRepairMode(how)
 	if err != nil {
-		return nil, fmt.Errorf("-r %s: %w", how, err)
+		return nil, "", fmt.Errorf("-r %s: %w", how, err)
 	}
 	if err := refuseWaiting(image); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	f, err := openImage(image, true, qcow2.Lock)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	defer f.Close()
 	p := newProgress("checking "+image, "repairing "+image, "checking "+image+" again")
 	before, after, err := qcow2.Repair(qcow2.NewOSFile(f), mode, p.update)
 	p.end()
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", image, err)
+		return nil, "", fmt.Errorf("%s: %w", image, err)
 	}
-	if before != after && !quiet {
-		printMessages(before)
-		printFixed(after)
+	if before != after {
+		repaired = messages(before) + fixedText(after)
 	}
-	return after, nil
+	return after, repaired, nil
 }
 
-// printFixed says what was repaired, as qemu-img does.
-func printFixed(rep *qcow2.CheckReport) {
-	if rep.LeaksFixed+rep.CorruptionsFixed == 0 {
-		fmt.Println("The image was repaired.")
-	} else {
-		fmt.Printf("The following inconsistencies were found and repaired:\n\n    %d leaked clusters\n    %d corruptions\n\n",
+// fixedText says what was repaired, as qemu-img does.
+func fixedText(rep *qcow2.CheckReport) string {
+	what := "The image was repaired.\n"
+	if rep.LeaksFixed+rep.CorruptionsFixed > 0 {
+		what = fmt.Sprintf("The following inconsistencies were found and repaired:\n\n    %d leaked clusters\n    %d corruptions\n\n",
 			rep.LeaksFixed, rep.CorruptionsFixed)
 	}
-	fmt.Println("Double checking the fixed image now...")
+	return what + "Double checking the fixed image now...\n"
 }
 
-func printMessages(rep *qcow2.CheckReport) {
+func messages(rep *qcow2.CheckReport) string {
+	var s strings.Builder
 	for _, m := range rep.Messages {
-		fmt.Println(m)
+		fmt.Fprintln(&s, m)
 	}
 	if rep.Omitted > 0 {
-		fmt.Printf("… and %d more\n", rep.Omitted)
+		fmt.Fprintf(&s, "… and %d more\n", rep.Omitted)
 	}
+	return s.String()
 }
 
-func printCheck(rep *qcow2.CheckReport) {
-	printMessages(rep)
+// checkText is a report for people.
+func checkText(rep *qcow2.CheckReport) string {
+	result := "No errors were found on the image."
 	switch {
 	case rep.Corruptions > 0:
-		fmt.Printf("Errors were found on the image: corruptions %d, leaked clusters %d. -r all mends what can be without losing data.\n", rep.Corruptions, rep.Leaks)
+		result = fmt.Sprintf("Errors were found on the image: corruptions %d, leaked clusters %d. -r all mends what can be without losing data.", rep.Corruptions, rep.Leaks)
 	case rep.Leaks > 0:
 		harm := "harm nothing; -r leaks frees them"
 		if rep.Unplaced > 0 && !rep.Dirty {
 			harm = fmt.Sprintf("may be the data of the %d clusters below write pointers that have no place in the file", rep.Unplaced)
 		}
-		fmt.Printf("Leaked clusters were found on the image: %d. They waste space and %s.\n", rep.Leaks, harm)
-	default:
-		fmt.Println("No errors were found on the image.")
+		result = fmt.Sprintf("Leaked clusters were found on the image: %d. They waste space and %s.", rep.Leaks, harm)
 	}
-	fmt.Printf("%d/%d clusters allocated, image end offset %d\n", rep.AllocatedClusters, rep.TotalClusters, rep.ImageEnd)
+	return fmt.Sprintf("%s%s\n%d/%d clusters allocated, image end offset %d\n",
+		messages(rep), result, rep.AllocatedClusters, rep.TotalClusters, rep.ImageEnd)
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/qzbd/qzbd/qcow2"
@@ -59,7 +60,7 @@ func TestCheckAndRepairExitAsQEMUDoes(t *testing.T) {
 }
 
 func TestARepairCountsWhatItFixed(t *testing.T) {
-	rep, err := repairImage(leaky(t, true), "all", true)
+	rep, _, err := repairImage(leaky(t, true), "all")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,10 +84,31 @@ func TestAnImageInUseIsNotRepaired(t *testing.T) {
 	if err := qcow2.Lock(f, false); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := repairImage(path, "all", true); !errors.Is(err, qcow2.ErrInUse) {
+	if _, _, err := repairImage(path, "all"); !errors.Is(err, qcow2.ErrInUse) {
 		t.Errorf("got %v", err)
 	}
 	if now, err := os.ReadFile(path); err != nil || string(now) != string(before) {
 		t.Errorf("the image was changed, %v", err)
+	}
+}
+
+// Who does not get the report must not take the image for clean.
+func TestAReportThatCannotBePrintedIsAnError(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	defer func(f *os.File) { os.Stdout = f }(os.Stdout)
+	os.Stdout = full
+	for line, want := range map[string]int{"check -r leaks": 1, "check -r leaks --json": 1, "check": 3, "check --json": 3} {
+		_, err := execute(append(strings.Fields(line), leaky(t, false))...)
+		code := 1
+		if exit := (*exitError)(nil); errors.As(err, &exit) {
+			code = exit.code
+		}
+		if !errors.Is(err, syscall.ENOSPC) || code != want {
+			t.Errorf("%s: %v, exit code %d, want %d", line, err, code, want)
+		}
 	}
 }
