@@ -85,5 +85,11 @@ for leaks; a server that ends with 3 has left a device that waits for another.`,
 		createCommand(), infoCommand(), checkCommand(), zonesCommand(),
 		attachCommand(), detachCommand(), recoverCommand(), upgradeCommand(), listCommand(), statsCommand(), benchCommand(), featuresCommand(), confCheckCommand(), manCommand(), generatorCommand(),
 	)
+	root.InitDefaultHelpCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "help" { // cobra's own; of what there is not it would show other help, with success
+			c.Args = noSuchTopic
+		}
+	}
 	return root
 }

@@ -71,3 +71,12 @@ func noSuchCommand(cmd *cobra.Command, args []string) error {
 	}
 	return usageError(cmd, err)
 }
+
+// noSuchTopic refuses the arguments of help that are no commands.
+func noSuchTopic(help *cobra.Command, args []string) error {
+	cmd, rest, err := help.Root().Find(args)
+	if err != nil {
+		return err
+	}
+	return noSuchCommand(cmd, rest)
+}

@@ -22,6 +22,8 @@ func TestEveryMistakeInACommandLineIsOneLineWithAHint(t *testing.T) {
 	for _, c := range []struct{ line, want string }{
 		{"atach z.qcow2", "(meant attach or detach?): see `qzbd --help`"},
 		{"nonsense", "there is no command \"nonsense\": see `qzbd --help`"},
+		{"help atach", "there is no command \"atach\" (meant attach or detach?): see `qzbd --help`"},
+		{"help check it", "there is no command \"it\": see `qzbd check --help`"},
 		{"attach", "attach needs IMAGE: see `qzbd attach --help`"},
 		{"attach a b", "does not take the argument \"b\": see `qzbd attach --help`"},
 		{"attach --colour a", "unknown flag: --colour: see `qzbd attach --help`"},
