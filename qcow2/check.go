@@ -18,7 +18,9 @@ type CheckReport struct {
 
 	TotalClusters     int64 `json:"total-clusters"`     // of the device
 	AllocatedClusters int64 `json:"allocated-clusters"` // of the device
-	ImageEnd          int64 `json:"image-end-offset"`   // bytes
+	// ImageEnd is where the last cluster in use ends, in bytes of the file, which
+	// may be longer.
+	ImageEnd int64 `json:"image-end-offset"`
 
 	// Dirty: refcounts mean nothing until the image is next opened for writing,
 	// which counts them anew; they were not looked at.
@@ -107,10 +109,9 @@ func check(f File, progress func(done, total int64)) (*checker, error) {
 	if progress == nil {
 		progress = func(int64, int64) {}
 	}
-	c := &checker{f: f, h: h, progress: progress}
+	c := &checker{f: f, h: h, size: size, progress: progress}
 	c.rep.Dirty = h.Dirty()
 	c.rep.TotalClusters = int64((h.Size-1)>>h.ClusterBits) + 1
-	c.rep.ImageEnd = size
 	if c.rep.Dirty {
 		c.rep.say("note: the image was not closed; its refcounts are counted anew when it is next opened for writing, and were not checked")
 	}
@@ -124,12 +125,14 @@ func check(f File, progress func(done, total int64)) (*checker, error) {
 	}
 	c.tellAhead()
 	c.tellUnplaced()
+	c.end = c.refs.end()
 	if !c.rep.Dirty {
 		if err := c.compareBlocks(); err != nil {
 			return nil, err
 		}
 		c.findUncounted()
 	}
+	c.rep.ImageEnd = c.end << h.ClusterBits
 	c.progress(c.total, c.total)
 	return c, nil
 }
@@ -137,6 +140,7 @@ func check(f File, progress func(done, total int64)) (*checker, error) {
 type checker struct {
 	f        File
 	h        *Header
+	size     int64 // of the file
 	rep      CheckReport
 	progress func(done, total int64)
 	total    int64 // table entries
@@ -154,6 +158,7 @@ type checker struct {
 	full     []int64 // per full zone: its clusters; unplaced is minus those that have a place
 	leaked   []run   // what nothing refers to, though its refcount says so
 	refs     refMap
+	end      int64    // the cluster behind the last one that has references or a refcount
 	table    []uint64 // the refcount table
 	blocks   blockCache
 	ahead    struct { // mappings of one zone above its write pointer, not yet told
@@ -350,7 +355,7 @@ func (c *checker) refBlockAt(i int64) int64 {
 		return 0
 	}
 	off := int64(c.table[i])
-	if off < 0 || off&(c.h.ClusterSize()-1) != 0 || off >= c.rep.ImageEnd {
+	if off < 0 || off&(c.h.ClusterSize()-1) != 0 || off >= c.size {
 		return 0 // the walk has told
 	}
 	return off
@@ -430,6 +435,9 @@ func (c *checker) eachBlock(fn func(i int64, block []byte) error) error {
 
 func (c *checker) compare(cluster int64, refcount uint64) {
 	refs := c.refs.count(cluster)
+	if refcount > 0 {
+		c.end = max(c.end, cluster+1)
+	}
 	switch {
 	case refcount < refs:
 		c.rep.corrupt("the cluster at %#x has refcount %d, but %d references", cluster<<c.h.ClusterBits, refcount, refs)
@@ -468,7 +476,7 @@ func (c *checker) orphans() (missing int64, err error) {
 	for _, r := range c.leaked {
 		for cluster := r.start; cluster < r.end(); cluster++ {
 			at := cluster << c.h.ClusterBits
-			if at >= c.rep.ImageEnd || isHole(c.f, at, int64(len(buf))) {
+			if at >= c.size || isHole(c.f, at, int64(len(buf))) {
 				continue
 			}
 			if err := readPadded(c.f, buf, at); err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -113,6 +114,28 @@ func TestCheckFindsEachKindOfDamage(t *testing.T) {
 		}
 		if all := strings.Join(r.Messages, "\n"); c.message != "" && !strings.Contains("\n"+all+"\n", "\n"+c.message+"\n") {
 			t.Errorf("%s:\ngot  %s\nwant %s", c.what, all, c.message)
+		}
+	}
+}
+
+// As qemu-img check has it.
+func TestAnImageEndsWithTheLastClusterInUse(t *testing.T) {
+	good := loaded(t, "v9-lastzone-short")
+	long := append(slices.Clone(good), make([]byte, 10<<20)...)
+	dirty := patch{offIncompatible, uint64(incompatDirty | incompatZoned)}
+	for _, c := range []struct {
+		what string
+		f    bytesFile
+		want int64
+	}{
+		{"as it is", good, 0x70000},
+		{"a longer file", long, 0x70000},
+		{"a leaked cluster", long.with(patch{shortBlock + 2*9, []byte{0, 1}}), 0xa0000},
+		{"a cluster without refcount", long.with(patch{shortBlock + 2*6, []byte{0, 0}}), 0x70000},
+		{"refcounts that mean nothing", long.with(dirty, patch{shortBlock + 2*9, []byte{0, 1}}), 0x70000},
+	} {
+		if r, err := Check(c.f, nil); err != nil || r.ImageEnd != c.want {
+			t.Errorf("%s: %v, %v", c.what, r, err)
 		}
 	}
 }

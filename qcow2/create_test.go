@@ -220,6 +220,8 @@ func TestOptionsThatAskForNothingSpecialPass(t *testing.T) {
 func TestImagesThatCannotBeAttachedAreCreatedWithAWarning(t *testing.T) {
 	for _, c := range []struct{ opts, size, want string }{
 		{"zone.size=64M", "100M", "the last zone is only 37748736 of 67108864 bytes long: such an image can be attached only without that zone, with --drop-short-zone"},
+		{"zone.size=256M", "64M", "the last zone is only 67108864 of 268435456 bytes long: no Linux kernel serves it, and without it no sequential zone is left to attach: make the size a multiple of zone.size, or zone.size smaller"},
+		{"zone.size=64M,zone.conventional_zones=1", "100M", "the last zone is only 37748736 of 67108864 bytes long: no Linux kernel serves it, and without it no sequential zone is left to attach: make the size a multiple of zone.size, or zone.size smaller"},
 		{"zone.size=64K", "2G", "the image has 32768 zones: with more than 16384 it cannot be attached"},
 		{"cluster_size=512,zone.size=2K", "1M", "zones are 2048 bytes long: with zones of less than 4K the image cannot be attached"},
 		{"zone.size=2T", "4T", "zones are 2199023255552 bytes long: with zones of more than 1T the image cannot be attached"},

@@ -48,6 +48,7 @@
 //	check.go refmap.go          references against refcounts, read only
 //	repair.go                   what a check found, mended where it loses no data
 //	report.go                   what an image is, in words and JSON
+//	stats.go                    what an open image has done, and its space
 //	lock.go                     one writer per image, also among QEMU's tools
 //
 // and for an image in use:

@@ -373,8 +373,12 @@ func (o CreateOptions) warnings() []string {
 	if zones := (o.Size-1)/o.ZoneSize + 1; zones > attachableZones {
 		w = append(w, fmt.Sprintf("the image has %d zones: with more than %d it cannot be attached", zones, attachableZones))
 	}
-	if rest := o.Size % o.ZoneSize; rest != 0 {
-		w = append(w, fmt.Sprintf("the last zone is only %d of %d bytes long: such an image can be attached only without that zone, with --drop-short-zone", rest, o.ZoneSize))
+	if rest, whole := o.Size%o.ZoneSize, o.Size/o.ZoneSize; rest != 0 {
+		then := "such an image can be attached only without that zone, with --drop-short-zone"
+		if whole <= o.Conventional {
+			then = "no Linux kernel serves it, and without it no sequential zone is left to attach: make the size a multiple of zone.size, or zone.size smaller"
+		}
+		w = append(w, fmt.Sprintf("the last zone is only %d of %d bytes long: %s", rest, o.ZoneSize, then))
 	}
 	if o.ZoneSize < attachableZoneMin {
 		w = append(w, fmt.Sprintf("zones are %d bytes long: with zones of less than 4K the image cannot be attached", o.ZoneSize))

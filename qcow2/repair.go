@@ -135,7 +135,7 @@ func (c *checker) freeLeaks() error {
 	if err := c.lowerRefcounts(); err != nil {
 		return err
 	}
-	if end := c.refs.end() << h.ClusterBits; end < c.rep.ImageEnd {
+	if end := c.refs.end() << h.ClusterBits; end < c.size {
 		if err := c.f.Truncate(end); err != nil {
 			return err
 		}
@@ -178,7 +178,7 @@ func (c *checker) lowerRefcounts() error {
 	punch := func() { // the space is a gift: an error only costs it
 		_ = c.f.Punch(free.start<<c.h.ClusterBits, free.n<<c.h.ClusterBits)
 	}
-	fileEnd := c.h.roundUp(c.rep.ImageEnd) >> c.h.ClusterBits
+	fileEnd := c.h.roundUp(c.size) >> c.h.ClusterBits
 	err := c.eachBlock(func(i int64, block []byte) error {
 		changed := false
 		c.eachRefcount(i, block, func(cluster int64, k int) {

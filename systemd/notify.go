@@ -1,5 +1,11 @@
 // Package systemd is qzbd's side of the service manager: the unit files of
 // this directory and the notifications that Type=notify expects.
+//
+//	notify.go    ready, reloading, stopping, a line of status
+//	watchdog.go  the manager is told that the queues serve
+//	journal.go   messages with the journal's priorities
+//	shutdown.go  whether the machine goes down
+//	udev.go      waits for the name that udev gives a device
 package systemd
 
 import "github.com/coreos/go-systemd/v22/daemon"

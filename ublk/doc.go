@@ -30,6 +30,9 @@
 //	features.go what this kernel's ublk can do
 //	errno.go    the outcome of a request as an errno
 //	limit.go    how often a refused request is logged
+//	event.go    what is logged and counted of a request that has been answered
+//	stats.go    what the queues have answered, and how long that took
+//	histogram.go
 //	blkreport.go  the user's side: the zones of any zoned block device
 //	abi*.go     the kernel's constants and structures
 //

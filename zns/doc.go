@@ -49,6 +49,7 @@
 //	journal.go                             what the successor of a killed
 //	                                       process has to know
 //	sync.go                                Do, the synchronous executor
+//	stats.go                               all zones by condition
 //
 // # Locks
 //

@@ -201,7 +201,7 @@ func (o *attachOptions) flags(f *pflag.FlagSet) {
 	f.IntVar(&o.queues, "queues", 1, "hardware queues, one thread each")
 	f.IntVar(&o.depth, "depth", 128, "requests in flight per queue")
 	f.IntVar(&o.blockSize, "block-size", 512, "logical block size in bytes, 512 or 4096")
-	f.DurationVar(&o.syncInterval, "sync-interval", qcow2.DefaultSyncInterval, "how long write pointers that nobody flushes wait at most until they are durable, 10ms to 1h; a device that falls idle makes them so at once. 0: only flushes do")
+	f.DurationVar(&o.syncInterval, "sync-interval", qcow2.DefaultSyncInterval, "how long write pointers that nobody flushes wait at most until they are durable, 10ms to 1h; those of a device that has fallen idle become so soon after. 0: only flushes do")
 	f.BoolVar(&o.dropShortZone, "drop-short-zone", false, "leave out a last zone that is shorter than the others, which the kernel does not serve; it stays in the image as it is. Without such a zone the flag does nothing")
 	f.BoolVar(&o.direct, "direct", false, "read and write data past the host's page cache (O_DIRECT)")
 	f.BoolVar(&o.readOnly, "read-only", false, "make a read-only device and write nothing to the image")

@@ -48,8 +48,7 @@ type host struct {
 	im       *qcow2.Image
 	dev      *zns.Device
 	g        zns.Geometry
-	block    int // sectors
-	longest  int64
+	block    int     // sectors
 	seen     *census // or nil
 
 	wg sync.WaitGroup // flights with virtual time
@@ -620,7 +619,6 @@ func (h *host) clean() {
 		h.fatalf("after a clean close %d clusters are allocated, at most %d are needed", rep.AllocatedClusters, most)
 	}
 	hdr := h.im.Header()
-	h.longest = max(h.longest, rep.ImageEnd)
 	per := cs * 8 / int64(h.s.RefcountBits)
 	table := int64(hdr.RefTableClusters)
 	meta := 1 + table + int64(hdr.L1Size) + (int64(hdr.L1Size)*8+cs-1)/cs + (int64(hdr.Zoned.MetaSize)+cs-1)/cs +

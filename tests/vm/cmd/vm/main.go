@@ -20,6 +20,7 @@ import (
 	"syscall"
 
 	"github.com/qzbd/qzbd/tests/vm"
+	"github.com/qzbd/qzbd/tests/vm/guest"
 )
 
 const usage = `usage: vm deps
@@ -56,6 +57,9 @@ func dispatch(ctx context.Context, args []string) (int, error) {
 		return fail(err)
 	case "run":
 		return run(ctx, args)
+	case "-h", "-help", "--help", "help":
+		fmt.Println(usage)
+		return 0, nil
 	default:
 		return 2, fmt.Errorf("%s: unknown command\n%s", name, usage)
 	}
@@ -98,7 +102,7 @@ func run(ctx context.Context, args []string) (int, error) {
 	flags.StringVar(&o.Out, "out", "", "host's `directory` to appear as $QZBD_VM_OUT")
 	flags.BoolVar(&o.Tools, "tools", false, "have $QZBD_TOOLS name the root of \"vm tools\"")
 	flags.StringVar(&o.System, "system", "", "boot Debian with systemd, and keep what it writes in this `file`")
-	flags.StringVar(&o.Scratch, "scratch", "", "`size` of an ext4 file system at $QZBD_VM_SCRATCH")
+	flags.StringVar(&o.Scratch, "scratch", "", "`size` of an ext4 file system at "+guest.ScratchDir+", which $QZBD_VM_SCRATCH names")
 	flags.Func("disk", "raw image `file` for the next virtio disk, /dev/vda and on (repeatable)", func(s string) error {
 		o.Disks = append(o.Disks, s)
 		return nil
