@@ -235,14 +235,14 @@ func TestImagesThatCannotBeAttachedAreCreatedWithAWarning(t *testing.T) {
 
 func TestSizesAreReadAsQEMUReadsThem(t *testing.T) {
 	for s, want := range map[string]uint64{
-		"0": 0, "512": 512, "0x200": 512, "64k": 64 << 10, "64K": 64 << 10, "1M": 1 << 20, "1.5G": 3 << 29, "2T": 2 << 40,
+		"0": 0, "512": 512, "0x200": 512, "0X200": 512, "0100000": 100000, "010K": 10 << 10, "64k": 64 << 10, "64K": 64 << 10, "1M": 1 << 20, "1.5G": 3 << 29, "2T": 2 << 40,
 		"1P": 1 << 50, "15E": 15 << 60, "512b": 512, "0.1K": 102, "1.": 1, "18446744073709551615": 1<<64 - 1,
 	} {
 		if got, err := ParseSize(s); err != nil || got != want {
 			t.Errorf("%q: %d, %v; want %d", s, got, err, want)
 		}
 	}
-	for _, s := range []string{"", "K", ".", ".5G", "1e3", "1/2", "1 G", "1GB", "1_000", "+1", "0x1K", "1.2.3", "18446744073709551616"} {
+	for _, s := range []string{"", "K", ".", ".5G", "1e3", "1/2", "1 G", "1GB", "1_000", "+1", "0x1K", "0x", "0x1_0", "0o17", "0b11", "1.2.3", "18446744073709551616"} {
 		if got, err := ParseSize(s); err == nil {
 			t.Errorf("%q is read as %d", s, got)
 		}

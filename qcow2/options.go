@@ -129,7 +129,11 @@ func parseSwitch(v string) (bool, error) {
 // and a suffix b, k, M, G, T, P or E of powers of 1024 in either case.
 func ParseSize(s string) (uint64, error) {
 	bad := errors.New("it must be a size such as 65536, 64K, 1.5G or 1T")
-	if n, err := strconv.ParseUint(s, 0, 64); err == nil && !strings.ContainsRune(s, '_') {
+	if hex := strings.TrimPrefix(strings.ToLower(s), "0x"); len(hex) < len(s) {
+		n, err := strconv.ParseUint(hex, 16, 64)
+		if err != nil {
+			return 0, bad
+		}
 		return n, nil
 	}
 	unit := uint(0)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -22,9 +23,6 @@ type BenchResult struct {
 	User      time.Duration
 	System    time.Duration
 }
-
-// maxBenchMemory bounds the buffers of a Bench.
-const maxBenchMemory = 1 << 30
 
 // benchQueue is a queue without a device. Requests come from a generator instead
 // of the kernel, as descriptors all the same; data begins and ends in the
@@ -45,16 +43,13 @@ type benchQueue struct {
 // It ends early with the first request that fails, or when ctx ends; then it
 // returns an error, after the requests in flight, and what was measured up to there.
 func Bench(ctx context.Context, cfg Config, target Target, w Workload) (BenchResult, error) {
-	if err := w.Check(target.Geometry()); err != nil {
+	cfg = cfg.withDefaults()
+	if err := w.Check(target.Geometry(), cfg.Depth); err != nil {
 		return BenchResult{}, err
 	}
-	cfg.Queues, cfg.MaxIO = 1, roundup(w.Size, minTransfer)
-	cfg = cfg.withDefaults()
+	cfg.Queues, cfg.MaxIO = 1, w.maxIO()
 	if err := cfg.check(target.Geometry()); err != nil {
 		return BenchResult{}, err
-	}
-	if memory := cfg.Depth * cfg.MaxIO; memory > maxBenchMemory {
-		return BenchResult{}, fmt.Errorf("%d requests of %d bytes at the same time take %d bytes of memory: use fewer or smaller ones, at most %d together", cfg.Depth, w.Size, memory, maxBenchMemory)
 	}
 	d := newDevice(cfg, target, nil, cfg.ID, 0)
 	if err := d.prepare(); err != nil {
@@ -92,10 +87,15 @@ func (b *benchQueue) run(ctx context.Context, res *BenchResult) error {
 		return err
 	}
 	used := min(uint64(len(b.tags)), b.requests.Count) * uint64(b.bufs.size)
-	for i := range used {
-		b.bufs.arena[i] = b.requests.Pattern
+	for part := range slices.Chunk(b.bufs.arena[:used], 1<<20) { // touching memory takes a while
+		if ctx.Err() != nil {
+			break
+		}
+		for i := range part {
+			part[i] = b.requests.Pattern
+		}
 	}
-	if ctx.Err() != nil { // touching memory takes a while
+	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	defer context.AfterFunc(ctx, b.leave)()

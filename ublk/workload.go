@@ -27,9 +27,15 @@ type Workload struct {
 	Pattern byte
 }
 
+// maxBenchMemory bounds the buffers of a Bench.
+const maxBenchMemory = 1 << 30
+
+// maxIO is the length of a buffer for one of the requests.
+func (w Workload) maxIO() int { return roundup(w.Size, minTransfer) }
+
 // Check says in one sentence what no requests to a device of geometry g could be
-// made of.
-func (w Workload) Check(g zns.Geometry) error {
+// made of, depth at a time.
+func (w Workload) Check(g zns.Geometry, depth int) error {
 	bs := uint64(g.BlockSize)
 	largest := min(maxIOBuf, g.ZoneCapacity)
 	switch {
@@ -43,6 +49,8 @@ func (w Workload) Check(g zns.Geometry) error {
 		return fmt.Errorf("the step %d is impossible: use a multiple of the block size %d", w.Step, bs)
 	case w.FlushInterval != 0 && !w.Write:
 		return fmt.Errorf("a flush every %d requests makes sense with writes only", w.FlushInterval)
+	case depth*w.maxIO() > maxBenchMemory:
+		return fmt.Errorf("%d requests of %d bytes at the same time take %d bytes of memory: use fewer or smaller ones, at most %d together", depth, w.Size, depth*w.maxIO(), maxBenchMemory)
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/pprof"
+	"slices"
 	"syscall"
 	"time"
 
@@ -66,7 +67,9 @@ that was written is then brought into order by the next who writes to it.`,
 		ValidArgsFunction: completeImage,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.image = args[0]
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+			signals := []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP}
+			signals = slices.DeleteFunc(signals, signal.Ignored) // by nohup, or a shell that runs it in the background
+			ctx, stop := signal.NotifyContext(cmd.Context(), signals...)
 			defer stop()
 			context.AfterFunc(ctx, stop) // the next signal ends it at once
 			return o.run(ctx, os.Stdout)
@@ -134,7 +137,7 @@ func (o *benchOptions) run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := w.Check(b.zones.Geometry()); err != nil {
+	if err := w.Check(b.zones.Geometry(), o.depth); err != nil {
 		return errors.Join(err, b.image.Close())
 	}
 	if o.write {

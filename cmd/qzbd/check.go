@@ -67,6 +67,7 @@ func checkImage(image string) (*qcow2.CheckReport, error) {
 	if err := lockImage(f, false, qcow2.Lock); err != nil && !errors.Is(err, qcow2.ErrNoLocks) {
 		return nil, err
 	}
+	warnWaiting(image)
 	p := newProgress("checking " + image)
 	rep, err := qcow2.Check(qcow2.NewOSFile(f), p.update)
 	p.end()

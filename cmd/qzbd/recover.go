@@ -140,6 +140,16 @@ func refuseWaiting(image string) error {
 	return err
 }
 
+// warnWaiting says of an image whose device waits what the file alone does not say.
+func warnWaiting(image string) {
+	list, _ := findStates(image) // who may not read records is told less
+	for _, s := range list {
+		if s.waits() {
+			printWarning(fmt.Sprintf("%s is the image of %s, whose server died: what lies above write pointers may be data that was acknowledged, and is there again after qzbd recover", image, s.Device))
+		}
+	}
+}
+
 // recover starts a new server in the background.
 func (s *state) recover() error {
 	for deadline := time.Now().Add(dyingWait); s.alive() && dying(s.PID) && time.Now().Before(deadline); {

@@ -101,6 +101,7 @@ func TestADeviceOutlivesItsServer(t *testing.T) {
 			done := make(chan error, 1)
 			go func() { done <- k.pwrite(at(0)+69632, pattern(2, at(0)+69632, 4096), 0) }()
 			says(t, h.refused(qzbd, "check", "-r", "all", im.path), d.node, "recover or detach")
+			says(t, h.try(qzbd, "check", im.path).stderr, d.node, "there again after qzbd recover")
 			says(t, h.refused(qzbd, "create", im.path, "64M"), d.node, "recover or detach")
 			says(t, h.refused(qzbd, "detach", d.node), "in use", "qzbd recover "+d.node)
 			d.recovered()
