@@ -75,12 +75,16 @@ func (p *program) dies(after time.Duration) {
 }
 
 // strike kills a process, but not while the driver waits for the report of zones
-// of a device that it starts: no kernel survives that.
+// of a device that it starts: no kernel survives that. A SIGSTOP that comes while a
+// program becomes another one, as a server does at its start, is lost: Linux drops
+// it in exec.
 func (h *host) strike(pid int) {
 	h.t.Helper()
 	for {
-		_ = syscall.Kill(pid, syscall.SIGSTOP) // it may have ended
-		h.wait("the server stops", func() bool { return strings.Contains("TZX-", taskState(pid)) })
+		h.wait("the server stops", func() bool {
+			_ = syscall.Kill(pid, syscall.SIGSTOP) // it may have ended
+			return strings.Contains("TZX-", taskState(pid))
+		})
 		if !reporting(pid) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 			return
