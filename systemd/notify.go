@@ -1,7 +1,7 @@
 // Package systemd is qzbd's side of the service manager: the unit files of
 // this directory and the notifications that Type=notify expects.
 //
-//	notify.go    ready, reloading, stopping, a line of status
+//	notify.go    ready, stopping, a line of status
 //	watchdog.go  the manager is told that the queues serve
 //	journal.go   messages with the journal's priorities
 //	shutdown.go  whether the machine goes down

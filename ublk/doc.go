@@ -31,8 +31,8 @@
 //	errno.go    the outcome of a request as an errno
 //	limit.go    how often a refused request is logged
 //	event.go    what is logged and counted of a request that has been answered
-//	stats.go    what the queues have answered, and how long that took
-//	histogram.go
+//	stats.go    what the queues have answered
+//	histogram.go  how long that took, in buckets
 //	blkreport.go  the user's side: the zones of any zoned block device
 //	abi*.go     the kernel's constants and structures
 //
